@@ -1,0 +1,34 @@
+"""One thread for every test, and the fixture that watches the global generators."""
+
+import os
+
+os.environ.setdefault("OMP_NUM_THREADS", "1")
+
+import random
+from collections.abc import Iterator
+
+import numpy as np
+import pytest
+import torch
+
+torch.set_num_threads(1)
+
+
+def global_rng_states() -> dict[str, object]:
+    """Return the states of the global generators, such that == compares them."""
+    name, keys, *rest = np.random.get_state()
+    return {
+        "torch": torch.get_rng_state().tolist(),
+        "numpy": (name, keys.tolist(), *rest),
+        "random": random.getstate(),
+    }
+
+
+@pytest.fixture
+def global_rng_untouched() -> Iterator[None]:
+    """Fail the test if it draws from, or seeds, a global generator."""
+    before = global_rng_states()
+    yield
+    touched = [name for name, state in global_rng_states().items() if state != before[name]]
+    if touched:
+        pytest.fail(f"Global generators were touched: {', '.join(touched)}.")

@@ -1,0 +1,153 @@
+"""Fit = validate, build, train, store: what the estimators share beside their parameters."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any, Self
+
+import numpy as np
+import torch
+from sklearn.base import _fit_context
+from sklearn.utils import get_tags
+from sklearn.utils.validation import _check_sample_weight, check_is_fitted, validate_data
+from torch import Tensor, nn
+
+from zoestim._fitting import as_input, prepare
+from zoestim._modules import build_criterion, build_module
+from zoestim._parameters import ZOParameters
+from zoestim._persistence import save
+from zoestim._sklearn_callbacks import CallbackSupportMixin
+from zoestim.evaluation import Batch, BatchLoss, Objective
+
+PREDICT_BATCH = 1024
+
+
+class BaseZOEstimator(CallbackSupportMixin, ZOParameters):
+    """Fitting and evaluation; a subclass brings the targets and what outputs mean.
+
+    A subclass gives `_encode_target`, `_default_criterion`, `_output_sizes` and
+    `_check_outputs`, and turns outputs into predictions.
+    """
+
+    @_fit_context(prefer_skip_nested_validation=True)
+    def fit(self, X: Any, y: Any, sample_weight: Any = None) -> Self:
+        """Train from function values.
+
+        Parameters
+        ----------
+        X : array-like of shape (n_samples, n_features) or (n_samples, ...)
+            The inputs; more than two dimensions where `module` is given.
+        y : array-like of shape (n_samples,) or (n_samples, n_outputs)
+            The targets.
+        sample_weight : array-like of shape (n_samples,), default=None
+            Weights of the samples in the loss, ``sum(w * l) / sum(w)``.
+
+        Returns
+        -------
+        self : estimator
+            After an error in mid-training too, the fitted attributes hold what was learned.
+
+        Raises
+        ------
+        QueryError
+            If a loss is NaN or infinite.
+        ValueError, TypeError
+            If a parameter or the data cannot be used; the message says what to pass.
+        """
+        continued = self.warm_start and hasattr(self, "net_")
+        return self._fit(X, y, sample_weight, continued, self.max_epochs)
+
+    def _fit(
+        self, X: Any, y: Any, sample_weight: Any, continued: bool, epochs: int | None
+    ) -> Self:
+        """Train for some epochs; None is one, at a constant learning rate."""
+        before = dict(vars(self))
+        try:
+            self._check_extras()
+            X, y = self._validate(X, y, reset=not continued)
+            target = self._encode_target(y, reset=not continued)
+            weight = self._weights(X, y, sample_weight)
+            session = prepare(self, X, target, weight, continued=continued, epochs=epochs)
+        except BaseException:
+            # What is refused leaves an earlier fit as it was.
+            vars(self).clear()
+            vars(self).update(before)
+            raise
+        session.run(self)
+        return self
+
+    def _validate(self, X: Any, y: Any = "no_validation", *, reset: bool) -> Any:
+        checks: dict[str, Any] = {"dtype": np.float64}
+        if self.module is not None:  # integers are for embeddings, images have four dimensions
+            checks = {"dtype": "numeric", "allow_nd": True}
+        if not isinstance(y, str):
+            checks |= {"multi_output": get_tags(self).target_tags.multi_output}
+        return validate_data(self, X, y, reset=reset, **checks)
+
+    def _weights(self, X: Any, y: Any, sample_weight: Any) -> np.ndarray | None:
+        if sample_weight is None:
+            return None
+        weight = _check_sample_weight(sample_weight, X, dtype=np.float64, ensure_non_negative=True)
+        if not weight.any():
+            raise ValueError(
+                "sample_weight holds only zeros; expected at least one positive weight."
+            )
+        return weight
+
+    def _make_module(self, n_features: int, seed: int) -> nn.Module:
+        sizes = {"n_features_in": n_features} | self._output_sizes()
+        return build_module(
+            self.module, self.initial_params, self._prefixed("module"), sizes, seed
+        )
+
+    def _make_criterion(self) -> BatchLoss:
+        arguments = self._prefixed("criterion")
+        return BatchLoss(build_criterion(self.criterion, arguments, self._default_criterion()))
+
+    def _make_objective(self, module: nn.Module, criterion: nn.Module) -> Objective:
+        """Return what is minimised: the one thing in which the estimators differ."""
+        return Objective(
+            module,
+            criterion,
+            feature_reuse=self.feature_reuse,
+            check_outputs=self._check_outputs,
+        )
+
+    def _check_outputs(self, outputs: Any, batch: Batch) -> None:
+        """Refuse outputs that do not hold one row a sample."""
+        if isinstance(outputs, Tensor) and outputs.ndim and len(outputs) == len(batch.X):
+            return
+        got = f"shape {tuple(outputs.shape)}" if isinstance(outputs, Tensor) else type(outputs)
+        raise ValueError(
+            f"module returned outputs of {got} for {len(batch.X)} samples; expected a tensor "
+            f"or array of shape ({len(batch.X)}, ...), one row a sample."
+        )
+
+    def _outputs(self, X: Any) -> Tensor:
+        """Return the outputs in eval mode, on the CPU, shape (n_samples, ...)."""
+        check_is_fitted(self)
+        X = self._validate(X, reset=False)
+        module, training = self.module_, self.module_.training
+        module.eval()
+        try:
+            with torch.no_grad(), torch.random.fork_rng():
+                parts = as_input(X, module).split(PREDICT_BATCH)
+                return torch.cat([module(part).cpu() for part in parts])
+        finally:
+            module.train(training)
+
+    def save(self, path: str | Path) -> None:
+        """Write the fitted estimator to a file, without pickle.
+
+        Parameters
+        ----------
+        path : str or path-like
+            A safetensors file: the module's tensors, and the rest as JSON in its header.
+            Functions and classes of the user's are not stored; :func:`zoestim.load` asks
+            for them.
+        """
+        check_is_fitted(self)
+        save(self, path)
+
+    def __sklearn_is_fitted__(self) -> bool:
+        return hasattr(self, "module_")

@@ -1,0 +1,130 @@
+"""What happens around the training steps: budget, learning rate, progress, other callbacks."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+from typing import Any
+
+from skorch.callbacks import Callback
+from tqdm.auto import tqdm
+
+from zoestim._net import ZONet
+
+LR_SCHEDULES = ("cosine", "constant")
+
+
+class Conductor(Callback):
+    """Keeps a training step in time with the loop: epoch, counts, idle coordinates.
+
+    Parameters
+    ----------
+    update : {"active", "all"}
+        Which coordinates the optimizer may move.
+    """
+
+    def __init__(self, update: str = "active"):
+        self.update = update
+
+    def on_epoch_begin(self, net: ZONet, **kwargs: Any) -> None:
+        net.zo_step.epoch = len(net.history) - 1
+
+    def on_batch_end(self, net: ZONet, training: bool = True, **kwargs: Any) -> None:
+        if not training:
+            net.zo_step.n_queries += 1  # a validation loss is a query too
+        elif self.update == "active":
+            net.zo_step.restrict_update()
+
+    def on_epoch_end(self, net: ZONet, **kwargs: Any) -> None:
+        net.history.record("n_queries", net.zo_step.n_queries)
+
+
+class BudgetStop(Callback):
+    """Ends the fit, as skorch's own callbacks do, when the next step costs too much."""
+
+    def on_epoch_end(self, net: ZONet, **kwargs: Any) -> None:
+        if not net.zo_step.affordable():
+            raise KeyboardInterrupt
+
+
+class LearningRate(Callback):
+    """The learning rate as a function of how much of the fit is done.
+
+    Progress is the fraction of epochs or of the query budget, whichever is further, so
+    that a cosine ends at zero also where the budget ends the fit.
+
+    Parameters
+    ----------
+    schedule : {"cosine", "constant"} or callable
+        A callable maps progress in [0, 1] to a factor of the initial rate.
+    warmup_epochs : int
+        Epochs over which the factor rises linearly from zero.
+    """
+
+    def __init__(self, schedule: str | Callable[[float], float], warmup_epochs: int = 0):
+        self.schedule = schedule
+        self.warmup_epochs = warmup_epochs
+
+    def on_train_begin(self, net: ZONet, **kwargs: Any) -> None:
+        self._first_epoch = len(net.history)
+        self._first_query = net.zo_step.n_queries
+        groups = net.optimizer_.param_groups
+        for group in groups:
+            group.setdefault("initial_lr", group["lr"])
+        if len(groups) == 1:  # a later fit may bring another rate
+            groups[0]["initial_lr"] = net.lr
+
+    def on_batch_begin(self, net: ZONet, training: bool = True, **kwargs: Any) -> None:
+        if not training:
+            return
+        factor = self._factor(self._progress(net)) * self._warmup(net)
+        for group in net.optimizer_.param_groups:
+            group["lr"] = group["initial_lr"] * factor
+
+    def _epochs(self, net: ZONet) -> float:
+        dataset = max(1, net.zo_batches_per_epoch)
+        within = len(net.history[-1]["batches"]) - 1
+        return len(net.history) - 1 - self._first_epoch + within / dataset
+
+    def _progress(self, net: ZONet) -> float:
+        done = self._epochs(net) / net.max_epochs
+        limit = net.zo_step.settings.max_queries
+        if limit is not None and limit > self._first_query:
+            asked = net.zo_step.n_queries - self._first_query
+            done = max(done, asked / (limit - self._first_query))
+        return min(done, 1.0)
+
+    def _factor(self, progress: float) -> float:
+        if self.schedule == "cosine":
+            return (1 + math.cos(math.pi * progress)) / 2
+        return 1.0 if self.schedule == "constant" else float(self.schedule(progress))  # type: ignore[operator]
+
+    def _warmup(self, net: ZONet) -> float:
+        if not self.warmup_epochs:
+            return 1.0
+        step = 1 / max(1, net.zo_batches_per_epoch)
+        return min(1.0, (self._epochs(net) + step) / self.warmup_epochs)
+
+
+class QueryProgress(Callback):
+    """A progress bar with queries, loss and the time that is left."""
+
+    def on_train_begin(self, net: ZONet, **kwargs: Any) -> None:
+        steps = net.max_epochs * net.zo_batches_per_epoch
+        limit = net.zo_step.settings.max_queries
+        if limit is not None:
+            left = limit - net.zo_step.n_queries
+            steps = min(steps, max(1, left // net.zo_step.next_cost()))
+        self._bar = tqdm(total=steps, unit="step", desc="zoestim")
+
+    def on_batch_end(self, net: ZONet, training: bool = True, **kwargs: Any) -> None:
+        if training:
+            loss = net.history[-1, "batches", -1, "train_loss"]
+            self._bar.set_postfix(queries=net.zo_step.n_queries, loss=f"{loss:.4g}", refresh=False)
+            self._bar.update()
+
+    def on_train_end(self, net: ZONet, **kwargs: Any) -> None:
+        self._bar.close()
+
+    def __getstate__(self) -> dict[str, Any]:
+        return {key: value for key, value in self.__dict__.items() if key != "_bar"}

@@ -1,0 +1,217 @@
+"""One gradient estimate of a module on one batch: the entry for research and plain loops."""
+
+from __future__ import annotations
+
+import copy
+import secrets
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import torch
+from sklearn.utils import check_random_state
+from torch import Tensor, nn
+
+from zoestim.evaluation import Batch, Objective, ParameterMap, evaluate
+from zoestim.gradients import (
+    N_DIRECTIONS,
+    SMOOTHING,
+    GradientEstimator,
+    SparseGradient,
+    resolve_estimator,
+)
+
+PRECISIONS = {"float32": torch.float32, "float64": torch.float64}
+
+
+@dataclass(frozen=True)
+class GradientEstimate:
+    """What :func:`estimate_gradient` returns.
+
+    Attributes
+    ----------
+    loss : float
+        The loss at the unperturbed parameters.
+    n_queries : int
+        How many losses were asked for, the unperturbed one among them.
+    gradient : SparseGradient
+        Values at flat coordinates, in `named_parameters` order.
+    """
+
+    loss: float
+    n_queries: int
+    gradient: SparseGradient
+    _parameters: ParameterMap
+
+    def as_dict(self) -> dict[str, Tensor]:
+        """Return the dense estimate by parameter name, in float64; not asked for is zero."""
+        return self._parameters.split(self.gradient.dense(self._parameters.size))
+
+
+def estimate_gradient(
+    module: nn.Module,
+    criterion: Callable[[Any, Any], Any],
+    X: Any,
+    y: Any,
+    *,
+    method: str | GradientEstimator = "cge",
+    smoothing: float = SMOOTHING,
+    scheme: str = "forward",
+    n_directions: int = N_DIRECTIONS,
+    coordinates: Mapping[str, Any] | None = None,
+    feature_reuse: bool = True,
+    precision: str = "auto",
+    random_state: int | np.random.RandomState | None = None,
+    set_grad: bool = False,
+) -> GradientEstimate:
+    """Estimate the gradient of a module's loss on one batch from loss values alone.
+
+    The module comes back bitwise equal: parameters, buffers, mode and the global random
+    generators. Random layers (dropout) draw in every query what a forward pass would draw
+    now, so the differences are of one and the same function.
+
+    Parameters
+    ----------
+    module : nn.Module
+        The model, in the mode (train or eval) to be used. Wrap a plain function of
+        parameters in :class:`BlackBox`. Parameters with ``requires_grad=False`` are left out.
+    criterion : torch criterion or callable
+        ``(outputs, y) -> scalar or per-sample losses``; it need not be differentiable.
+    X : Tensor or array-like of shape (n, ...)
+        The inputs, as the module takes them.
+    y : Tensor or array-like of shape (n, ...)
+        The targets, as the criterion takes them.
+    method : {"cge", "rge"} or strategy object, default="cge"
+        Coordinate-wise or randomised, Eq. (1). A strategy object such as
+        ``RandomizedEstimator(distribution="sphere")`` brings its own step.
+    smoothing : float, default=5e-3
+        The step mu, in units of the parameters.
+    scheme : {"forward", "central"}, default="forward"
+        Forward differences, or central ones at twice the queries.
+    n_directions : int, default=192
+        Directions of ``"rge"``.
+    coordinates : dict of str to array of int, optional
+        Flat indices into each named parameter to estimate; the rest is zero (Sparse-CGE).
+        By default all.
+    feature_reuse : bool, default=True
+        Whether to run, in each query, only what its parameter changes, Eq. (4).
+    precision : {"auto", "float32", "float64"}, default="auto"
+        ``"auto"`` computes in the module's own type; the others in a converted copy.
+    random_state : int, RandomState instance or None, default=None
+        Draws the directions of ``"rge"``.
+    set_grad : bool, default=False
+        Whether to write the estimate to each parameter's ``.grad``, so that a torch
+        training loop becomes zeroth-order by replacing ``loss.backward()``.
+
+    Returns
+    -------
+    GradientEstimate
+        With ``.loss``, ``.n_queries`` and ``.as_dict()``.
+
+    Raises
+    ------
+    QueryError
+        If a loss is NaN or infinite.
+    TypeError, ValueError
+        If an argument cannot be used; the message says what to pass.
+
+    References
+    ----------
+    Chen et al., DeepZero, ICLR 2024, Eq. (1), (Sparse-CGE) and (4).
+
+    Examples
+    --------
+    >>> import torch
+    >>> from zoestim import estimate_gradient
+    >>> module = torch.nn.Linear(3, 2).double()
+    >>> X, y = torch.randn(8, 3).double(), torch.tensor([0, 1] * 4)
+    >>> estimate = estimate_gradient(module, torch.nn.CrossEntropyLoss(), X, y)
+    >>> estimate.n_queries
+    9
+    >>> {name: tuple(g.shape) for name, g in estimate.as_dict().items()}
+    {'weight': (2, 3), 'bias': (2,)}
+    """
+    _check_module(module)
+    given, module = module, _converted(module, precision)
+    objective = Objective(module, criterion, feature_reuse=feature_reuse)
+    estimator = resolve_estimator(method, smoothing, scheme, n_directions)
+    parameters = objective.parameters
+    flat = _flat_coordinates(coordinates, parameters)
+    batch = Batch(_like_module(X, module), torch.as_tensor(y).to(_device(module)))
+    queries = estimator.queries(flat, parameters.segments(flat), _generator(random_state))
+    found = evaluate(objective, batch, queries)
+    gradient = estimator.combine(queries, found.base_loss, found.losses)
+    estimate = GradientEstimate(found.base_loss, len(queries) + 1, gradient, parameters)
+    if set_grad:
+        named = dict(given.named_parameters())
+        for name, value in estimate.as_dict().items():
+            named[name].grad = value.to(named[name])
+    return estimate
+
+
+def _check_module(module: Any) -> None:
+    if not isinstance(module, nn.Module):
+        raise TypeError(
+            f"module must be a torch.nn.Module instance; got {type(module).__name__}. Wrap a "
+            "function f(params, X) as BlackBox(f, initial_params)."
+        )
+    if not any(p.requires_grad for p in module.parameters()):
+        raise ValueError(
+            f"{type(module).__name__} has no trainable parameter; expected at least one with "
+            "requires_grad=True."
+        )
+
+
+def _converted(module: nn.Module, precision: str) -> nn.Module:
+    if precision == "auto":
+        return module
+    if precision not in PRECISIONS:
+        raise ValueError(
+            f"precision must be one of {['auto', *PRECISIONS]}; got {precision!r}."
+        )
+    return copy.deepcopy(module).to(PRECISIONS[precision])
+
+
+def _device(module: nn.Module) -> torch.device:
+    return next(module.parameters()).device
+
+
+def _like_module(X: Any, module: nn.Module) -> Tensor:
+    tensor = torch.as_tensor(X)
+    floating = next(p for p in module.parameters() if p.requires_grad)
+    return tensor.to(floating) if tensor.is_floating_point() else tensor.to(floating.device)
+
+
+def _generator(random_state: Any) -> torch.Generator:
+    """Return a private generator; no seed means a fresh one, not numpy's global state."""
+    if random_state is None:
+        return torch.Generator().manual_seed(secrets.randbits(63))
+    seed = check_random_state(random_state).randint(np.iinfo(np.int32).max)
+    return torch.Generator().manual_seed(int(seed))
+
+
+def _flat_coordinates(
+    coordinates: Mapping[str, Any] | None, parameters: ParameterMap
+) -> Tensor:
+    if coordinates is None:
+        return torch.arange(parameters.size)
+    named = {}
+    for name, given in coordinates.items():
+        if name not in parameters.names:
+            raise ValueError(
+                f"coordinates names {name!r}, which is not a trainable parameter; expected "
+                f"some of {list(parameters.names)}."
+            )
+        indices, size = torch.as_tensor(given), parameters.sizes[name]
+        if indices.dtype.is_floating_point or indices.dtype == torch.bool:
+            raise TypeError(
+                f"coordinates[{name!r}] holds {indices.dtype}; expected integer flat indices."
+            )
+        if len(indices) and not 0 <= int(indices.min()) <= int(indices.max()) < size:
+            raise ValueError(
+                f"coordinates[{name!r}] holds {int(indices.min())} to {int(indices.max())}; "
+                f"expected flat indices in [0, {size})."
+            )
+        named[name] = indices.to(torch.int64).unique()
+    return parameters.flatten(named)

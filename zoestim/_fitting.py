@@ -1,0 +1,304 @@
+"""From validated arrays to a trained skorch net, and the fitted attributes from it."""
+
+from __future__ import annotations
+
+import inspect
+import secrets
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import torch
+from skorch.callbacks import Callback, EarlyStopping
+from skorch.helper import predefined_split
+from sklearn.base import is_classifier
+from sklearn.model_selection import train_test_split
+from sklearn.utils import check_random_state
+from torch import Tensor, nn
+from torch.utils.data import TensorDataset
+
+from zoestim._callbacks import BudgetStop, Conductor, LearningRate, QueryProgress
+from zoestim._modules import check_names
+from zoestim._net import ArrayBatches, ZONet
+from zoestim._sklearn_callbacks import SklearnBridge
+from zoestim._training import StepSettings, TrainingStep
+from zoestim.evaluation import BlackBox, Objective
+from zoestim.gradients import resolve_estimator
+from zoestim.sparsity import Pruning
+
+_SEED_LIMIT = 2**63 - 1
+AUTO_BATCH = 200  # as scikit-learn's MLPs
+# Found on iris, wine, breast cancer, digits and diabetes: see the user guide.
+DEFAULT_LR = {"cge": 0.3, "rge": 0.03}
+MOMENTUM = 0.9  # Sec. 6.1
+PRECISIONS = {"float32": torch.float32, "float64": torch.float64}
+
+
+@dataclass
+class Session:
+    """One fit that is ready to run: nothing can be refused any more but the queries.
+
+    Attributes
+    ----------
+    net : ZONet
+        The net to train, new or continued.
+    objective : Objective
+        What is minimised.
+    training : TensorDataset
+        The samples to train on.
+    callbacks : list of Callback
+        Those of this fit alone.
+    """
+
+    net: ZONet
+    objective: Objective
+    training: TensorDataset
+    callbacks: list[Callback]
+
+    def run(self, estimator: Any) -> None:
+        """Train, and store what was learned, also if training fails."""
+        estimator.net_, estimator.module_ = self.net, self.net.module_
+        before = len(self.net.history)
+        try:
+            with _attached(self.net, self.callbacks):
+                self.net.partial_fit(self.training, None)
+        finally:
+            _store(estimator, self.objective)
+            estimator.termination_condition_ = _termination(self.net, self.callbacks, before)
+
+
+def prepare(
+    estimator: Any,
+    X: np.ndarray,
+    y: np.ndarray,
+    weight: np.ndarray | None,
+    *,
+    continued: bool,
+    epochs: int | None,
+) -> Session:
+    """Make a fit ready to run. `epochs` None is one epoch at a constant learning rate."""
+    net = estimator.net_ if continued else _make_net(estimator, X)
+    training, validation = _tensors(X, y, weight, net.module_), None
+    if estimator.early_stopping and epochs:
+        training, validation = _split(estimator, training)
+    batch_size = _batch_size(estimator, len(training))
+    settings = _settings(estimator, batch_size, len(validation) if validation else 0)
+    objective = estimator._make_objective(net.module_, net.criterion_)
+    net.zo_step.begin(settings, objective)
+    net.lr = _lr(estimator)
+    net.max_epochs = epochs or 1
+    net.batch_size = batch_size
+    net.zo_batches_per_epoch = -(-len(training) // batch_size)
+    net.train_split = predefined_split(validation) if validation else None
+    callbacks = _callbacks(estimator, X, y, constant_lr=epochs is None)
+    return Session(net, objective, training, callbacks)
+
+
+def as_input(X: np.ndarray, module: nn.Module) -> Tensor:
+    """Return X as a tensor on the module's device, of its floating type.
+
+    Integers stay integers where they may be indices: for embeddings and black boxes.
+    """
+    like = next(p for p in module.parameters() if p.requires_grad)
+    takes_integers = (nn.Embedding, nn.EmbeddingBag, BlackBox)
+    tensor = torch.as_tensor(np.ascontiguousarray(X))
+    if not tensor.is_floating_point() and any(isinstance(m, takes_integers) for m in module.modules()):
+        return tensor.to(like.device)
+    return tensor.to(like)
+
+
+def _make_net(estimator: Any, X: np.ndarray) -> ZONet:
+    """Return an initialised net with a fresh module, optimizer and generators."""
+    optimizer_arguments = _optimizer_arguments(estimator)
+    root = _root_generator(estimator.random_state)
+    module = estimator._make_module(X.shape[1] if X.ndim > 1 else 1, _draw(root))
+    if estimator.precision != "auto":
+        module = module.to(PRECISIONS[estimator.precision])
+    net = ZONet(
+        module=module.to(estimator.device),
+        criterion=estimator._make_criterion(),
+        optimizer=estimator.optimizer,
+        iterator_train=ArrayBatches,
+        iterator_valid=ArrayBatches,
+        train_split=None,
+        callbacks=estimator.callbacks,
+        verbose=estimator.verbose,
+        device=estimator.device,
+        lr=_lr(estimator),
+        **{f"optimizer__{name}": value for name, value in optimizer_arguments.items()},
+        **_iterator_arguments(estimator, root),
+        **_log_arguments(estimator),
+    )
+    net.initialize()
+    net.zo_step = TrainingStep(torch.Generator().manual_seed(_draw(root)))
+    net.iterator_train__proceed = net.zo_step.affordable
+    return net
+
+
+def _optimizer_arguments(estimator: Any) -> dict[str, Any]:
+    optimizer, arguments = estimator.optimizer, estimator._prefixed("optimizer")
+    if issubclass(optimizer, torch.optim.LBFGS):
+        raise ValueError(
+            "optimizer=LBFGS asks for the same batch several times a step, each time at the "
+            "price of a whole gradient estimate; expected an optimizer that takes one "
+            "gradient a step, such as torch.optim.SGD or torch.optim.Adam."
+        )
+    known = list(inspect.signature(optimizer).parameters)
+    check_names(arguments, known, prefix="optimizer__", owner=optimizer.__name__)
+    if optimizer is torch.optim.SGD:
+        return {"momentum": MOMENTUM} | arguments
+    return arguments
+
+
+def _iterator_arguments(estimator: Any, root: torch.Generator) -> dict[str, Any]:
+    device, shuffler = estimator.device, torch.Generator().manual_seed(_draw(root))
+    defaults = {
+        "iterator_train__shuffle": True,
+        "iterator_train__generator": shuffler,
+        "iterator_train__device": device,
+        "iterator_valid__device": device,
+    }
+    given = {
+        f"{prefix}__{name}": value
+        for prefix in ("iterator_train", "iterator_valid")
+        for name, value in estimator._prefixed(prefix).items()
+    }
+    return defaults | given
+
+
+def _log_arguments(estimator: Any) -> dict[str, Any]:
+    quiet = {} if estimator.verbose >= 2 else {"callbacks__print_log": None}
+    given = estimator._prefixed("callbacks").items()
+    return quiet | {f"callbacks__{name}": value for name, value in given}
+
+
+def _settings(estimator: Any, batch_size: int, n_validation: int) -> StepSettings:
+    pruning = estimator.pruning
+    return StepSettings(
+        estimator=_strategy(estimator),
+        pruning=Pruning(pruning) if isinstance(pruning, str) else pruning,
+        sparsity=estimator.sparsity,
+        mask_interval=estimator.mask_interval,
+        n_pruning_queries=estimator.n_pruning_queries,
+        smoothing=estimator.smoothing,
+        max_queries=estimator.max_queries,
+        reserved=-(-n_validation // batch_size),
+    )
+
+
+def _strategy(estimator: Any) -> Any:
+    return resolve_estimator(
+        estimator.gradient, estimator.smoothing, estimator.scheme, estimator.n_directions
+    )
+
+
+def _lr(estimator: Any) -> float:
+    if estimator.lr is not None:
+        return estimator.lr
+    return DEFAULT_LR[estimator.gradient if isinstance(estimator.gradient, str) else "cge"]
+
+
+def _batch_size(estimator: Any, n_samples: int) -> int:
+    return min(AUTO_BATCH if estimator.batch_size == "auto" else estimator.batch_size, n_samples)
+
+
+def _tensors(
+    X: np.ndarray, y: np.ndarray, weight: np.ndarray | None, module: nn.Module
+) -> TensorDataset:
+    like = next(p for p in module.parameters() if p.requires_grad)
+    target = torch.as_tensor(y)
+    target = target.to(like.dtype) if target.is_floating_point() else target
+    weights = () if weight is None else (torch.as_tensor(weight),)
+    return TensorDataset(as_input(X, module).cpu(), target, *weights)
+
+
+def _split(estimator: Any, data: TensorDataset) -> tuple[TensorDataset, TensorDataset]:
+    stratify = data.tensors[1].numpy() if is_classifier(estimator) else None
+    indices = train_test_split(
+        np.arange(len(data)),
+        test_size=estimator.validation_fraction,
+        stratify=stratify,
+        random_state=_draw(_root_generator(estimator.random_state)) % 2**32,
+    )
+    training, validation = (TensorDataset(*data[torch.as_tensor(part)]) for part in indices)
+    return training, validation
+
+
+def _callbacks(estimator: Any, X: Any, y: Any, *, constant_lr: bool) -> list[Callback]:
+    """Return the callbacks of one fit, in the order in which they are called."""
+    schedule = "constant" if constant_lr else estimator.lr_schedule
+    warmup = 0 if constant_lr else estimator.warmup_epochs
+    callbacks: list[Callback] = [Conductor(estimator.update), LearningRate(schedule, warmup)]
+    if estimator.verbose == 1:
+        callbacks.append(QueryProgress())
+    epochs = 1 if constant_lr else estimator.max_epochs
+    context = estimator._init_callback_context(max_subtasks=epochs)
+    if context is not None:
+        context.call_on_fit_task_begin(estimator=estimator, X=X, y=y)
+        callbacks.append(SklearnBridge(estimator, context, X, y))
+    if estimator.early_stopping and not constant_lr:
+        callbacks.append(
+            EarlyStopping(
+                patience=estimator.n_iter_no_change,
+                threshold=estimator.tol,
+                threshold_mode="abs",
+                load_best=True,
+            )
+        )
+    return [*callbacks, BudgetStop()]
+
+
+@contextmanager
+def _attached(net: ZONet, callbacks: Sequence[Callback]) -> Iterator[None]:
+    """Lend callbacks to a net: those that keep time come first, the user's own stay."""
+    own = net.callbacks_
+    for callback in callbacks:
+        callback.initialize()
+    first, rest = callbacks[:2], callbacks[2:]
+    net.callbacks_ = [
+        *((type(c).__name__, c) for c in first),
+        *own,
+        *((type(c).__name__, c) for c in rest),
+    ]
+    try:
+        yield
+    finally:
+        net.callbacks_ = own
+
+
+def _store(estimator: Any, objective: Objective) -> None:
+    """Set the fitted attributes from the net as it stands."""
+    step, history = estimator.net_.zo_step, estimator.net_.history
+    finished = [row for row in history if "train_loss" in row]
+    ratios = step.schedule.ratios if step.schedule is not None else {}
+    estimator.n_iter_ = len(finished)
+    estimator.n_queries_ = step.n_queries
+    estimator.history_ = history
+    estimator.loss_curve_ = [row["train_loss"] for row in finished]
+    estimator.feature_reuse_ = objective.reuse
+    estimator.layer_ratios_ = {name: ratios.get(name, 0.0) for name in objective.parameters.names}
+
+
+def _termination(net: ZONet, callbacks: Sequence[Callback], before: int) -> str:
+    done = [row for row in net.history if "train_loss" in row]
+    if len(done) < len(net.history):
+        return "error"
+    if any(isinstance(c, EarlyStopping) and c.misses_ >= c.patience for c in callbacks):
+        return "early_stopping"
+    if len(done) - before >= net.max_epochs:
+        return "max_epochs"
+    return "callback" if net.zo_step.affordable() else "max_queries"
+
+
+def _root_generator(random_state: Any) -> torch.Generator:
+    """Return a private generator; no seed means a fresh one, not numpy's global state."""
+    if random_state is None:
+        return torch.Generator().manual_seed(secrets.randbits(63))
+    seed = check_random_state(random_state).randint(np.iinfo(np.int32).max)
+    return torch.Generator().manual_seed(int(seed))
+
+
+def _draw(generator: torch.Generator) -> int:
+    return int(torch.randint(_SEED_LIMIT, (), generator=generator))

@@ -1,0 +1,82 @@
+"""The skorch net whose gradients come from function values, and its in-memory batches."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from typing import Any
+
+import torch
+from skorch import NeuralNet
+from skorch.dataset import unpack_data
+from torch import Tensor
+from torch.utils.data import TensorDataset
+
+from zoestim._training import TrainingStep
+from zoestim.evaluation import Batch
+
+
+class ZONet(NeuralNet):
+    """A skorch net in which ``loss.backward()`` is replaced by queries.
+
+    Optimizers, callbacks, history and the loop over epochs are skorch's own.
+    """
+
+    zo_step: TrainingStep
+
+    def train_step_single(self, batch: Any, **fit_params: Any) -> dict[str, Any]:
+        """Estimate the gradient on one batch and write it to ``.grad``."""
+        self._set_training(True)
+        X, target = unpack_data(batch)
+        y, weight = target if isinstance(target, tuple) else (target, None)
+        number = len(self.history[-1]["batches"])
+        label = f"batch {number} of epoch {len(self.history)}"
+        loss, outputs = self.zo_step(Batch(X, y, weight, label))
+        return {"loss": torch.tensor(loss), "y_pred": outputs}
+
+
+class ArrayBatches:
+    """Mini-batches of tensors in memory: one indexing operation a batch.
+
+    Parameters
+    ----------
+    dataset : TensorDataset
+        X and y, and sample weights if there are any.
+    batch_size : int
+        Samples a batch; the last one may be smaller.
+    shuffle : bool, default=False
+        Whether each epoch has its own order.
+    generator : torch.Generator, optional
+        Draws the orders.
+    proceed : callable, optional
+        Asked before each batch; False ends the epoch.
+    device : torch.device or str, default="cpu"
+        Where the batches go.
+    """
+
+    def __init__(
+        self,
+        dataset: TensorDataset,
+        batch_size: int,
+        shuffle: bool = False,
+        generator: torch.Generator | None = None,
+        proceed: Callable[[], bool] | None = None,
+        device: torch.device | str = "cpu",
+    ):
+        self.dataset = dataset
+        self.batch_size = batch_size
+        self.shuffle = shuffle
+        self.generator = generator
+        self.proceed = proceed
+        self.device = device
+
+    def __len__(self) -> int:
+        return -(-len(self.dataset) // self.batch_size)
+
+    def __iter__(self) -> Iterator[tuple[Tensor, Any]]:
+        n = len(self.dataset)
+        order = torch.randperm(n, generator=self.generator) if self.shuffle else torch.arange(n)
+        for indices in order.split(self.batch_size):
+            if self.proceed is not None and not self.proceed():
+                return
+            X, *target = (part.to(self.device) for part in self.dataset[indices])
+            yield X, tuple(target) if len(target) > 1 else target[0]

@@ -1,0 +1,184 @@
+"""The parameters that every estimator of zoestim takes, and the ``prefix__name`` ones."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from numbers import Integral, Real
+from typing import Any, Self
+
+import torch
+from sklearn.base import BaseEstimator
+from sklearn.utils._param_validation import HasMethods, Interval, StrOptions
+from torch import nn
+
+from zoestim._modules import check_names
+from zoestim.gradients import N_DIRECTIONS, SCHEMES, SMOOTHING
+from zoestim.sparsity import SCORES, Pruning
+
+PREFIXES = ("module", "criterion", "optimizer", "iterator_train", "iterator_valid", "callbacks")
+
+
+class ZOParameters(BaseEstimator):
+    """Stores the parameters; nothing is checked before `fit`.
+
+    Names like ``module__hidden`` or ``optimizer__momentum`` are taken as in skorch: stored
+    as they are, so that `clone`, `set_params` and grid searches see them.
+    """
+
+    _parameter_constraints: dict = {
+        "module": [None, callable, type, nn.Module],
+        "initial_params": [None, "array-like", dict, torch.Tensor],
+        "criterion": [None, callable, type],
+        "gradient": [StrOptions({"cge", "rge"}), HasMethods(["queries", "combine"])],
+        "smoothing": [Interval(Real, 0, None, closed="neither")],
+        "scheme": [StrOptions(set(SCHEMES))],
+        "n_directions": [Interval(Integral, 1, None, closed="left")],
+        "sparsity": [Interval(Real, 0, 1, closed="left")],
+        "pruning": [None, dict, Pruning, StrOptions(set(SCORES))],
+        "mask_interval": [Interval(Integral, 1, None, closed="left"), StrOptions({"batch"})],
+        "n_pruning_queries": [Interval(Integral, 1, None, closed="left")],
+        "optimizer": [type],
+        "lr": [None, Interval(Real, 0, None, closed="neither")],
+        "max_epochs": [Interval(Integral, 1, None, closed="left")],
+        "batch_size": [StrOptions({"auto"}), Interval(Integral, 1, None, closed="left")],
+        "lr_schedule": [StrOptions({"cosine", "constant"}), callable],
+        "warmup_epochs": [Interval(Integral, 0, None, closed="left")],
+        "update": [StrOptions({"active", "all"})],
+        "max_queries": [None, Interval(Integral, 1, None, closed="left")],
+        "early_stopping": ["boolean"],
+        "validation_fraction": [Interval(Real, 0, 1, closed="neither")],
+        "n_iter_no_change": [Interval(Integral, 1, None, closed="left")],
+        "tol": [Interval(Real, 0, None, closed="left")],
+        "device": [str, torch.device],
+        "feature_reuse": ["boolean"],
+        "precision": [StrOptions({"auto", "float32", "float64"})],
+        "callbacks": [None, list],
+        "warm_start": ["boolean"],
+        "random_state": ["random_state"],
+        "verbose": ["verbose"],
+    }
+
+    def __init__(
+        self,
+        module: Any = None,
+        *,
+        initial_params: Any = None,
+        criterion: Any = None,
+        gradient: Any = "cge",
+        smoothing: float = SMOOTHING,
+        scheme: str = "forward",
+        n_directions: int = N_DIRECTIONS,
+        sparsity: float = 0.9,
+        pruning: Any = "zo-grasp",
+        mask_interval: int | str = 1,
+        n_pruning_queries: int = N_DIRECTIONS,
+        optimizer: type = torch.optim.SGD,
+        lr: float | None = None,
+        max_epochs: int = 100,
+        batch_size: int | str = "auto",
+        lr_schedule: str | Callable[[float], float] = "cosine",
+        warmup_epochs: int = 0,
+        update: str = "active",
+        max_queries: int | None = None,
+        early_stopping: bool = False,
+        validation_fraction: float = 0.1,
+        n_iter_no_change: int = 10,
+        tol: float = 1e-4,
+        device: str | torch.device = "cpu",
+        feature_reuse: bool = True,
+        precision: str = "auto",
+        callbacks: list | None = None,
+        warm_start: bool = False,
+        random_state: Any = None,
+        verbose: int = 0,
+        **kwargs: Any,
+    ):
+        self.module = module
+        self.initial_params = initial_params
+        self.criterion = criterion
+        self.gradient = gradient
+        self.smoothing = smoothing
+        self.scheme = scheme
+        self.n_directions = n_directions
+        self.sparsity = sparsity
+        self.pruning = pruning
+        self.mask_interval = mask_interval
+        self.n_pruning_queries = n_pruning_queries
+        self.optimizer = optimizer
+        self.lr = lr
+        self.max_epochs = max_epochs
+        self.batch_size = batch_size
+        self.lr_schedule = lr_schedule
+        self.warmup_epochs = warmup_epochs
+        self.update = update
+        self.max_queries = max_queries
+        self.early_stopping = early_stopping
+        self.validation_fraction = validation_fraction
+        self.n_iter_no_change = n_iter_no_change
+        self.tol = tol
+        self.device = device
+        self.feature_reuse = feature_reuse
+        self.precision = precision
+        self.callbacks = callbacks
+        self.warm_start = warm_start
+        self.random_state = random_state
+        self.verbose = verbose
+        vars(self).update(kwargs)
+
+    def get_params(self, deep: bool = True) -> dict[str, Any]:
+        """Return the parameters, the ``prefix__name`` ones included.
+
+        Parameters
+        ----------
+        deep : bool, default=True
+            Whether to add the parameters of parameters that are estimators themselves.
+
+        Returns
+        -------
+        dict
+        """
+        return super().get_params(deep) | self._extras()
+
+    def set_params(self, **params: Any) -> Self:
+        """Set parameters, ``prefix__name`` ones included.
+
+        Parameters
+        ----------
+        **params
+            Names and values.
+
+        Returns
+        -------
+        self : estimator
+        """
+        known = {
+            name for name in super().get_params(deep=True) if name.split("__")[0] not in PREFIXES
+        } | set(self._get_param_names())
+        super().set_params(**{n: v for n, v in params.items() if n in known or "__" not in n})
+        vars(self).update({n: v for n, v in params.items() if n not in known and "__" in n})
+        return self
+
+    def _extras(self) -> dict[str, Any]:
+        """Return the stored parameters that the signature does not name."""
+        named = set(self._get_param_names())
+        return {
+            name: value
+            for name, value in vars(self).items()
+            if name not in named and not name.startswith("_") and not name.endswith("_")
+        }
+
+    def _prefixed(self, prefix: str) -> dict[str, Any]:
+        start = f"{prefix}__"
+        extras = self._extras().items()
+        return {name[len(start) :]: value for name, value in extras if name.startswith(start)}
+
+    def _check_extras(self) -> None:
+        """Refuse a parameter that no part of the estimator takes."""
+        owner = type(self).__name__
+        for name in self._extras():
+            prefix, _, rest = name.partition("__")
+            if not rest or prefix not in PREFIXES:
+                check_names([name], self._get_param_names(), prefix="", owner=owner)
+                check_names([prefix], PREFIXES, prefix="", owner=owner)
+        if "lr" in self._prefixed("optimizer"):
+            raise ValueError(f"{owner} takes the learning rate as lr; got optimizer__lr.")

@@ -1,0 +1,1 @@
+def save(e,p): pass

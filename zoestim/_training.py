@@ -1,0 +1,267 @@
+"""Algorithms 1 and 2: coordinate sets, estimates and budgets, one training step at a time."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.func import functional_call
+
+from zoestim.evaluation import Batch, BlackBox, Objective, ParameterMap, RandomState, evaluate
+from zoestim.gradients import GradientEstimator, RandomizedEstimator
+from zoestim.sparsity import (
+    CoordinateSchedule,
+    Pruning,
+    first_order_grasp_scores,
+    grasp_scores,
+)
+
+_SEED_LIMIT = 2**63 - 1
+
+
+@dataclass(frozen=True)
+class StepSettings:
+    """What a training step needs to know besides the objective.
+
+    Parameters
+    ----------
+    estimator : GradientEstimator
+        How a gradient is estimated.
+    pruning : Pruning, mapping or None
+        How the coordinate sets are chosen; None queries every coordinate.
+    sparsity : float in [0, 1)
+        The fraction of the prunable weights that a set leaves out.
+    mask_interval : int or "batch"
+        Epochs between renewals of the set.
+    n_pruning_queries : int
+        The directions q of each of the two estimates of ZO-GraSP.
+    smoothing : float
+        The step mu of ZO-GraSP.
+    max_queries : int or None
+        The budget.
+    reserved : int
+        Queries that the validation of an epoch will need.
+    """
+
+    estimator: GradientEstimator
+    pruning: Pruning | Mapping[str, float] | None
+    sparsity: float
+    mask_interval: int | str
+    n_pruning_queries: int
+    smoothing: float
+    max_queries: int | None
+    reserved: int = 0
+
+
+class TrainingStep:
+    """One step of Alg. 2 after another: draw coordinates, ask, combine, write ``.grad``.
+
+    Parameters
+    ----------
+    generator : torch.Generator
+        Draws coordinate sets, directions and the random numbers of dropout.
+
+    Attributes
+    ----------
+    n_queries : int
+        Losses asked for so far.
+    schedule : CoordinateSchedule or None
+        The sparse coordinate sets, from the first batch on; None queries everything.
+    active : Tensor of int64
+        The flat coordinates of the last step.
+    """
+
+    settings: StepSettings
+    objective: Objective
+
+    def __init__(self, generator: torch.Generator):
+        self.generator = generator
+        self.n_queries = 0
+        self.epoch = 0
+        self.schedule: CoordinateSchedule | None = None
+        self.active = torch.empty(0, dtype=torch.int64)
+
+    def begin(self, settings: StepSettings, objective: Objective) -> None:
+        """Attach the objective of a fit and refuse a budget that allows no step at all."""
+        self.settings = settings
+        self.objective = objective
+        self._prunable = prunable(objective)
+        if not self.affordable():
+            raise ValueError(
+                f"max_queries={settings.max_queries} does not allow one training step: it "
+                f"needs {self.next_cost()} queries, and {self.n_queries} were asked before. "
+                "Raise max_queries or sparsity, or lower n_pruning_queries or n_directions."
+            )
+
+    def __getstate__(self) -> dict[str, Any]:
+        # The objective belongs to one fit; its module is stored by the net.
+        transient = ("objective", "_batch", "_before")
+        return {key: value for key, value in self.__dict__.items() if key not in transient}
+
+    def __call__(self, batch: Batch) -> tuple[float, Any]:
+        """Write the estimate to ``.grad`` and return the loss and outputs of the batch."""
+        self._batch = batch
+        self._before = self.objective.theta_copy()
+        self.active = self._coordinates()
+        estimator, parameters = self.settings.estimator, self.objective.parameters
+        queries = estimator.queries(
+            self.active, parameters.segments(self.active), self.generator
+        )
+        self.n_queries += len(queries) + 1
+        found = evaluate(self.objective, batch, queries, self._draws(batch))
+        gradient = estimator.combine(queries, found.base_loss, found.losses)
+        self.objective.write_gradient(gradient.dense(parameters.size))
+        self.objective.keep_buffers(found.tensors)
+        return found.base_loss, found.outputs
+
+    def restrict_update(self) -> None:
+        """Undo the optimizer's move of the coordinates that were not queried.
+
+        Momentum would go on moving them on stale velocity, which can diverge.
+        """
+        parameters = self.objective.parameters
+        if len(self.active) == parameters.size:
+            return
+        idle = torch.ones(parameters.size, dtype=torch.bool)
+        idle[self.active] = False
+        for name, value in self.objective.theta().items():
+            mask = parameters.split(idle)[name].to(value.device)
+            value[mask] = self._before[name][mask]
+
+    def next_cost(self) -> int:
+        """Return how many queries the next step needs, with scores that fall due."""
+        if self.schedule is not None:
+            scoring = self.schedule.scores_next(self.epoch)
+        else:
+            scoring = self._sparse and isinstance(self.settings.pruning, Pruning)
+        kind = getattr(self.settings.pruning, "scores", None)
+        pruning = 2 * (self.settings.n_pruning_queries + 1) if kind == "zo-grasp" else 0
+        step = 1 + self.settings.estimator.n_queries(self._n_active())
+        return scoring * pruning + step
+
+    def affordable(self) -> bool:
+        """Return whether the budget allows the next step and the validation after it."""
+        limit = self.settings.max_queries
+        needed = self.n_queries + self.next_cost() + self.settings.reserved
+        return limit is None or needed <= limit
+
+    @property
+    def _sparse(self) -> bool:
+        named = isinstance(self.settings.pruning, Mapping)
+        return bool(self._prunable) and (
+            named or (self.settings.pruning is not None and self.settings.sparsity > 0)
+        )
+
+    def _n_active(self) -> int:
+        size = self.objective.parameters.size
+        if not self._sparse:
+            return size
+        sizes, settings = self._prunable, self.settings
+        dense = size - sum(sizes.values())
+        return dense + CoordinateSchedule.count(settings.pruning, settings.sparsity, sizes)
+
+    def _coordinates(self) -> Tensor:
+        parameters = self.objective.parameters
+        if not self._sparse:
+            return torch.arange(parameters.size)
+        if self.schedule is None:
+            settings = self.settings
+            self.schedule = CoordinateSchedule(
+                settings.pruning,  # type: ignore[arg-type]
+                settings.sparsity,
+                self._prunable,
+                settings.mask_interval,
+                self._scores,
+                self.generator,
+            )
+        chosen = self.schedule.coordinates(self.epoch)
+        everything = {
+            name: torch.arange(size)
+            for name, size in parameters.sizes.items()
+            if name not in chosen
+        }
+        return parameters.flatten({**everything, **chosen})
+
+    def _scores(self, kind: str) -> dict[str, Tensor]:
+        """Return the scores of the prunable weights on the batch of this step."""
+        parameters, names = self.objective.parameters, tuple(self._prunable)
+        theta = {name: self._before[name].to(torch.float64) for name in names}
+        if kind == "magnitude":
+            return theta
+        if kind == "random":
+            return {
+                name: torch.randn(value.shape, generator=self.generator)
+                for name, value in theta.items()
+            }
+        part = ParameterMap(names, tuple(theta[name].shape for name in names))
+        flat = torch.cat([theta[name].flatten() for name in names])
+        if kind == "fo-grasp":
+            return part.split(first_order_grasp_scores(flat, self._differentiable_loss(part)))
+        coordinates = parameters.flatten({n: torch.arange(s) for n, s in part.sizes.items()})
+        seed, draws = self._seed(), self._draws(self._batch)
+        rge = RandomizedEstimator(self.settings.n_pruning_queries, self.settings.smoothing)
+
+        def gradient(moved: Tensor) -> Tensor:
+            generator = torch.Generator().manual_seed(seed)  # the same directions each time
+            queries = rge.queries(coordinates, parameters.segments(coordinates), generator)
+            self.n_queries += len(queries) + 1
+            with self._moved(part.split(moved)):
+                found = evaluate(self.objective, self._batch, queries, draws)
+            return rge.combine(queries, found.base_loss, found.losses).values
+
+        return part.split(grasp_scores(flat.cpu(), gradient, self.settings.smoothing))
+
+    @contextmanager
+    def _moved(self, theta: Mapping[str, Tensor]) -> Iterator[None]:
+        """Put other values into the module, and the old ones back, bit for bit."""
+        own = self.objective.theta()
+        try:
+            for name, value in theta.items():
+                own[name].copy_(value)
+            yield
+        finally:
+            for name in theta:
+                own[name].copy_(self._before[name])
+
+    def _differentiable_loss(self, part: ParameterMap) -> Any:
+        module, batch = self.objective.module, self._batch
+        buffers = {name: buffer.clone() for name, buffer in module.named_buffers()}
+
+        def loss(flat: Tensor) -> Tensor:
+            named = {name: v.to(self._before[name]) for name, v in part.split(flat).items()}
+            fresh = {name: buffer.clone() for name, buffer in buffers.items()}
+            outputs = functional_call(module, {**named, **fresh}, (batch.X,))
+            return self.objective.loss(outputs, batch.target)
+
+        return loss
+
+    def _seed(self) -> int:
+        return int(torch.randint(_SEED_LIMIT, (), generator=self.generator))
+
+    def _draws(self, batch: Batch) -> RandomState:
+        return RandomState.seeded(self._seed(), batch.X.device)
+
+
+def prunable(objective: Objective) -> dict[str, int]:
+    """Return the layers that sparsity applies to, by parameter name, with their sizes.
+
+    As in the authors' code these are the weights, here every parameter of two or more
+    dimensions; biases and the scales of normalisations stay dense. Of a black box, every
+    array is a layer.
+    """
+    boxed = {
+        id(parameter)
+        for module in objective.module.modules()
+        if isinstance(module, BlackBox)
+        for parameter in module.parameters()
+    }
+    named = dict(objective.module.named_parameters())
+    return {
+        name: size
+        for name, size in objective.parameters.sizes.items()
+        if named[name].ndim > 1 or id(named[name]) in boxed
+    }

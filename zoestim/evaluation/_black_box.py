@@ -1,0 +1,127 @@
+"""A function of parameters and data, which only its values are known of, as a module."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+Arrays = np.ndarray | Tensor
+Parameters = Arrays | dict[str, Arrays]
+
+
+class BlackBox(nn.Module):
+    """A callable ``f(params, X) -> outputs`` as a torch module, trained by its values alone.
+
+    It stands on its own as an estimator's `module`, or as one layer inside a torch
+    network: ``nn.Sequential(encoder, BlackBox(f, p0), head)``.
+
+    Parameters
+    ----------
+    function : callable
+        ``f(params, X) -> outputs``. It gets `params` in the form of `initial_params` (one
+        array, or a dict of arrays) and the batch `X` of shape (n, ...); it returns an array
+        of shape (n, ...). It gets and returns torch tensors where `initial_params` are
+        tensors, numpy arrays otherwise. Its arguments are copies: it may write to them.
+    initial_params : array or dict of str to array
+        The starting values. Each named array is a layer to the sparsity rules. Integers
+        become float64.
+    vectorized : bool, default=False
+        Whether `function` takes K parameter sets in one call: each array of `params` then
+        has a leading axis of length K, and so have the outputs, (K, n, ...). With a batch
+        that differs between the sets (a layer behind a trained one), `X` has it too.
+
+    Examples
+    --------
+    >>> import numpy as np, torch
+    >>> from zoestim import BlackBox
+    >>> box = BlackBox(lambda params, X: X @ params["w"], {"w": np.ones((3, 2))})
+    >>> box(torch.ones(4, 3)).shape
+    torch.Size([4, 2])
+    >>> [name for name, _ in box.named_parameters()]
+    ['w']
+    """
+
+    def __init__(
+        self,
+        function: Callable[[Any, Any], Any],
+        initial_params: Parameters,
+        vectorized: bool = False,
+    ):
+        super().__init__()
+        self.function = function
+        self.vectorized = vectorized
+        named = initial_params if isinstance(initial_params, Mapping) else None
+        self._single = named is None
+        items = {"params": initial_params} if named is None else dict(named)
+        self._torch = any(isinstance(value, Tensor) for value in items.values())
+        for name, value in items.items():
+            self._register(str(name), value)
+
+    def _register(self, name: str, value: Arrays) -> None:
+        tensor = torch.as_tensor(value).detach().clone()
+        if tensor.is_complex() or tensor.dtype == torch.bool:
+            raise TypeError(
+                f"initial_params[{name!r}] holds {tensor.dtype}; expected real numbers. "
+                "Pass real and imaginary parts as two arrays."
+            )
+        if "." in name or hasattr(self, name):
+            raise ValueError(
+                f"initial_params has an array named {name!r}, which a torch module cannot "
+                "hold as a parameter. Rename it: no dot, and no name of a module attribute."
+            )
+        tensor = tensor if tensor.is_floating_point() else tensor.to(torch.float64)
+        self.register_parameter(name, nn.Parameter(tensor))
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Return the outputs of one call of the function, shape (n, ...)."""
+        names, values = zip(*self.named_parameters(recurse=False), strict=True)
+        return _Call.apply(self, names, x, *values)
+
+    def call(self, names: tuple[str, ...], x: Tensor, values: tuple[Tensor, ...]) -> Tensor:
+        """Ask the function once and return its outputs as a tensor beside the input."""
+        given = {name: self._hand_over(value) for name, value in zip(names, values, strict=True)}
+        outputs = self.function(given["params"] if self._single else given, self._hand_over(x))
+        tensor = torch.as_tensor(outputs, device=x.device)
+        return tensor.to(values[0].dtype) if tensor.is_floating_point() else tensor
+
+    def _hand_over(self, value: Tensor) -> Arrays:
+        copy = value.detach().clone()
+        return copy if self._torch else copy.cpu().numpy()
+
+    def extra_repr(self) -> str:
+        """Return what torch prints of the box: the function's name."""
+        name = getattr(self.function, "__name__", type(self.function).__name__)
+        return f"{name}, vectorized={self.vectorized}"
+
+
+class _Call(torch.autograd.Function):
+    """The call as one torch operation, so that ``torch.func.vmap`` knows its batch rule."""
+
+    @staticmethod
+    def forward(box: BlackBox, names: tuple[str, ...], x: Tensor, *values: Tensor) -> Tensor:
+        return box.call(names, x, values)
+
+    @staticmethod
+    def setup_context(ctx: Any, inputs: Any, output: Any) -> None:
+        ctx.mark_non_differentiable(output)
+
+    @staticmethod
+    def vmap(
+        info: Any, in_dims: Any, box: BlackBox, names: tuple[str, ...], x: Tensor, *values: Tensor
+    ) -> tuple[Tensor, int]:
+        """Give a vectorized function K parameter sets at once; ask another one K times."""
+        size = info.batch_size
+        stacked = [
+            value.expand(size, *value.shape) if dim is None else value.movedim(dim, 0)
+            for value, dim in zip(values, in_dims[3:], strict=True)
+        ]
+        batches = x if in_dims[2] is None else x.movedim(in_dims[2], 0)
+        if box.vectorized:
+            return box.call(names, batches, tuple(stacked)), 0
+        lanes = [batches] * size if in_dims[2] is None else batches
+        calls = zip(lanes, *stacked, strict=True)
+        return torch.stack([box.call(names, lane, sets) for lane, *sets in calls]), 0

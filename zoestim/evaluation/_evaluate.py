@@ -1,0 +1,206 @@
+"""Turn queries into losses: one pass, then every query from the features it leaves alone."""
+
+from __future__ import annotations
+
+import warnings
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.func import vmap
+from torch.utils import _pytree as pytree
+
+from zoestim.evaluation._objective import Batch, Objective
+from zoestim.evaluation._plan import Chunk, make_chunks
+from zoestim.evaluation._program import Pass, Program
+from zoestim.evaluation._random import RandomState
+from zoestim.gradients import CoordinateQueries, Queries
+
+# Numbers that the queries of one fold may compute together: they should stay in the cache.
+FOLD_ELEMENTS = 2**20
+MAX_FOLD = 256
+
+
+class QueryError(RuntimeError):
+    """A query gave no usable loss. The message names the coordinate and the batch."""
+
+
+@dataclass(frozen=True)
+class Evaluation:
+    """The losses of one batch.
+
+    Attributes
+    ----------
+    base_loss : float
+        The loss at the module's own parameters.
+    losses : Tensor of shape (n_queries,), float64
+        The loss of each query.
+    outputs : Any
+        What the module returned at its own parameters.
+    tensors : dict from name to Tensor
+        Parameters and buffers as a training forward at the module's own parameters leaves
+        them: what of BatchNorm's running statistics is to be kept.
+    """
+
+    base_loss: float
+    losses: Tensor
+    outputs: Any
+    tensors: dict[str, Tensor]
+
+
+def evaluate(
+    objective: Objective, batch: Batch, queries: Queries, random: RandomState | None = None
+) -> Evaluation:
+    """Return the loss of every query on one batch.
+
+    Parameters
+    ----------
+    objective : Objective
+        What to evaluate; its module comes back bitwise equal.
+    batch : Batch
+        The data.
+    queries : CoordinateQueries or DirectionQueries
+        Which parameters to move, and how far.
+    random : RandomState, optional
+        The random numbers that the base loss and every query see (dropout). By default
+        those that a forward pass would see now.
+
+    Returns
+    -------
+    Evaluation
+
+    Raises
+    ------
+    QueryError
+        If a loss is NaN or infinite.
+    """
+    with _quiet(batch.X.device):
+        (random or RandomState.current(batch.X.device)).restore()
+        program, done = objective.base(batch)
+        base_loss = float(objective.loss(done.output, batch.target))
+        _refuse_nonfinite_base(base_loss, done.output, batch)
+        losses = torch.empty(len(queries), dtype=torch.float64)
+        theta = objective.theta()
+        run = _Run(objective, batch, program, done, base_loss)
+        for chunk in make_chunks(queries, objective.parameters, theta, run.fold_size):
+            losses[chunk.positions] = run.losses(chunk)
+        _refuse_nonfinite(losses, queries, objective, batch)
+    return Evaluation(base_loss, losses, done.output, done.tensors)
+
+
+@contextmanager
+def _quiet(device: torch.device) -> Iterator[None]:
+    """Build no autograd graph and leave the global generators as they were."""
+    devices = [device] if device.type == "cuda" else []
+    with torch.no_grad(), torch.random.fork_rng(devices=devices):
+        yield
+
+
+@dataclass(frozen=True)
+class _Run:
+    """One batch under evaluation."""
+
+    objective: Objective
+    batch: Batch
+    program: Program
+    done: Pass
+    base_loss: float
+
+    def fold_size(self, names: tuple[str, ...]) -> int:
+        """Return how many queries of these parameters are folded into one batch."""
+        nodes = self.program.dependents(names)
+        if not self.objective.foldable.get(names, True) or self.program.asks_once_per_query(nodes):
+            return 1
+        sizes = self.objective.parameters.sizes
+        elements = sum(sizes[name] for name in names)
+        elements += sum(_numel(self.done.values[node]) for node in nodes)
+        return max(1, min(FOLD_ELEMENTS // elements, MAX_FOLD))
+
+    def losses(self, chunk: Chunk) -> Tensor:
+        """Return the losses of a chunk, folded if that gives what one by one gives."""
+        if len(chunk) > 1 and self.objective.foldable.get(chunk.names, True):
+            folded = self._try_fold(chunk)
+            if folded is not None:
+                return folded
+        stacked = chunk.stack(False)
+        return torch.stack([self._loss_of(stacked, lane) for lane in range(len(chunk))])
+
+    def _loss_of(self, stacked: dict[str, Tensor], lane: int) -> Tensor:
+        parameters = {name: values[lane] for name, values in stacked.items()}
+        outputs = self.program.rerun(self.done, parameters)
+        return self.objective.loss(outputs, self.batch.target).cpu()
+
+    def _try_fold(self, chunk: Chunk) -> Tensor | None:
+        """Fold a chunk; refuse the fold for good if it fails or differs from the loop."""
+        stacked = chunk.stack(True)
+        try:
+            losses = self._fold(stacked)
+        except Exception as error:
+            return self._unfold(chunk, " ".join(str(error).split())[:160])
+        tolerance = 1e-9 if self.batch.X.dtype == torch.float64 else 1e-4
+        judged = {0: torch.tensor(self.base_loss, dtype=torch.float64)}
+        if chunk.names not in self.objective.foldable:
+            judged[1] = self._loss_of(stacked, 1)
+        for lane, expected in judged.items():
+            if not torch.isclose(losses[lane], expected, tolerance, tolerance, equal_nan=True):
+                return self._unfold(chunk, "its operations do not fold exactly")
+        self.objective.foldable[chunk.names] = True
+        # The base loss in the same kernels as the queries: their rounding cancels.
+        return self.base_loss + (losses[1:] - losses[0])
+
+    def _unfold(self, chunk: Chunk, reason: str) -> None:
+        self.objective.foldable[chunk.names] = False
+        self.objective.reuse.unfolded[", ".join(chunk.names)] = reason
+
+    def _fold(self, stacked: dict[str, Tensor]) -> Tensor:
+        with warnings.catch_warnings():
+            # torch warns where it would run a fold one by one: then so do we.
+            warnings.simplefilter("error")
+            outputs = vmap(lambda lane: self.program.rerun(self.done, lane), randomness="same")(
+                stacked
+            )
+        target = self.batch.target
+        try:
+            losses = vmap(lambda lane: self.objective.loss(lane, target))(outputs)
+        except Exception:  # a criterion in numpy, or with control flow on its values
+            lanes = range(len(next(iter(stacked.values()))))
+            each = [pytree.tree_map(lambda v, k=k: v[k], outputs) for k in lanes]
+            losses = torch.stack([self.objective.loss(lane, target) for lane in each])
+        return losses.cpu()
+
+
+def _numel(value: Any) -> int:
+    return sum(leaf.numel() for leaf in pytree.tree_leaves(value) if isinstance(leaf, Tensor))
+
+
+def _refuse_nonfinite_base(loss: float, outputs: Any, batch: Batch) -> None:
+    if loss == loss and abs(loss) != float("inf"):
+        return
+    leaves = [v for v in pytree.tree_leaves(outputs) if isinstance(v, Tensor)]
+    finite = all(bool(torch.isfinite(leaf).all()) for leaf in leaves)
+    cause = "although its outputs are finite" if finite else "and so are some of its outputs"
+    raise QueryError(
+        f"The loss at the current parameters is {loss} on {batch.label}, {cause}; expected a "
+        "finite number. Check the data and the criterion, or lower lr."
+    )
+
+
+def _refuse_nonfinite(
+    losses: Tensor, queries: Queries, objective: Objective, batch: Batch
+) -> None:
+    bad = (~torch.isfinite(losses)).nonzero().flatten().tolist()
+    if not bad:
+        return
+    first = bad[0]
+    if isinstance(queries, CoordinateQueries):
+        where = f"coordinate {objective.parameters.describe(int(queries.indices[first]))}"
+    else:
+        where = f"direction {first}"
+    raise QueryError(
+        f"{len(bad)} of {len(losses)} queries gave a loss that is NaN or infinite, the first at "
+        f"{where} (step {float(queries.steps[first]):g}): {float(losses[first])} on "
+        f"{batch.label}; expected finite numbers. Lower smoothing or lr, or clip the outputs."
+    )

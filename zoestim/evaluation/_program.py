@@ -1,0 +1,234 @@
+"""Feature reuse, Eq. (4): run a module's graph once, then only what a parameter changes."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+from torch import Tensor, fx, nn
+from torch.func import functional_call
+from torch.fx.node import map_arg
+from torch.nn import functional as F
+from torch.nn.modules.batchnorm import BatchNorm1d, BatchNorm2d, BatchNorm3d
+
+from zoestim.evaluation._black_box import BlackBox
+from zoestim.evaluation._random import RandomState
+
+_BATCH_NORMS = (BatchNorm1d, BatchNorm2d, BatchNorm3d)
+
+
+@dataclass
+class Pass:
+    """What one pass over the whole graph left behind, for the queries to start from.
+
+    Attributes
+    ----------
+    values : dict from node to value
+        The features: every node's result at the unperturbed parameters.
+    tensors : dict from name to Tensor
+        The parameters and buffers as the pass left them; the module's own are untouched.
+    random : dict from node to RandomState
+        The generators' states before each node that drew from them: queries draw the same.
+    kept : dict from node to dict of Tensor
+        The tensors as each node that writes to its own (running averages) found them.
+    """
+
+    values: dict[fx.Node, Any] = field(default_factory=dict)
+    tensors: dict[str, Tensor] = field(default_factory=dict)
+    random: dict[fx.Node, RandomState] = field(default_factory=dict)
+    kept: dict[fx.Node, dict[str, Tensor]] = field(default_factory=dict)
+
+    @property
+    def output(self) -> Any:
+        """What the module returned."""
+        return next(reversed(self.values.values()))
+
+
+class Program:
+    """A module as a graph whose parts can be run again on their own.
+
+    Parameters
+    ----------
+    module : nn.Module
+        The module; it is only read.
+    graph : fx.Graph
+        Its graph, without in-place operations.
+    traced : nn.Module
+        The copy that was traced: it holds the graph's constants and those activations
+        whose in-place form was switched off.
+    """
+
+    def __init__(self, module: nn.Module, graph: fx.Graph, traced: nn.Module):
+        self.module = module
+        self.nodes = tuple(graph.nodes)
+        self._traced = traced
+        self._canonical = _first_names(module.named_parameters(remove_duplicate=False))
+        self._canonical |= _first_names(module.named_buffers(remove_duplicate=False))
+        self._tensors = {node: self._names_of(node) for node in self.nodes}
+        self._dependents: dict[frozenset[str], tuple[fx.Node, ...]] = {}
+
+    def _names_of(self, node: fx.Node) -> dict[str, str]:
+        """Return the tensors a node reads of the module: local name to first full name."""
+        if node.op == "get_attr":
+            name = str(node.target)
+            return {name: self._canonical[name]} if name in self._canonical else {}
+        if node.op != "call_module":
+            return {}
+        prefix = f"{node.target}." if node.target else ""
+        return {
+            name[len(prefix) :]: first
+            for name, first in self._canonical.items()
+            if name.startswith(prefix)
+        }
+
+    def dependents(self, names: Iterable[str]) -> tuple[fx.Node, ...]:
+        """Return, in order, the nodes whose value changes with the named parameters.
+
+        What they read besides is the live set of the cut.
+        """
+        key = frozenset(names)
+        if key not in self._dependents:
+            changed: dict[fx.Node, None] = {}
+            for node in self.nodes:
+                reads = not key.isdisjoint(self._tensors[node].values())
+                if reads or any(source in changed for source in node.all_input_nodes):
+                    changed[node] = None
+            self._dependents[key] = tuple(changed)
+        return self._dependents[key]
+
+    def asks_once_per_query(self, nodes: Iterable[fx.Node]) -> bool:
+        """Return whether some node is a black box that takes one parameter set a call."""
+        return any(
+            isinstance(part, BlackBox) and not part.vectorized
+            for node in nodes
+            if node.op == "call_module"
+            for part in self.module.get_submodule(str(node.target)).modules()
+        )
+
+    def run(self, x: Tensor) -> Pass:
+        """Run the whole graph at the module's own parameters."""
+        own = [*self.module.named_parameters(), *self.module.named_buffers()]
+        done = Pass(tensors={name: tensor.detach().clone() for name, tensor in own})
+        versions = {}
+        for node in self.nodes:
+            state = RandomState.current(x.device)
+            done.values[node] = x if node.op == "placeholder" else self._run_first(node, done)
+            if RandomState.current(x.device) != state:
+                done.random[node] = state
+            versions[node] = _versions(done.values[node])
+        for node, version in versions.items():
+            if _versions(done.values[node]) != version:
+                raise OverwrittenFeature(node.name)
+        return done
+
+    def _run_first(self, node: fx.Node, done: Pass) -> Any:
+        names = self._tensors[node]
+        tensors = {local: done.tensors[name] for local, name in names.items()}
+        if node.op == "get_attr":
+            return next(iter(tensors.values())).clone() if tensors else self._constant(node)
+        args, kwargs = _arguments(node, done.values, {})
+        found = {local: tensor.clone() for local, tensor in tensors.items()}
+        versions = _versions(tensors)
+        result = self._call(node, tensors, args, kwargs, first=True)
+        after = {names[local]: tensor for local, tensor in tensors.items()}
+        replaced = any(after[name] is not done.tensors[name] for name in after)
+        if replaced or _versions(tensors) != versions:
+            done.kept[node] = found
+            done.tensors |= after
+        return result
+
+    def rerun(self, done: Pass, parameters: Mapping[str, Tensor]) -> Any:
+        """Return the module's output at other values of some parameters.
+
+        Only the nodes that depend on them are run; the rest is read from the pass. The
+        same random numbers are drawn, and no buffer of the pass or the module changes.
+        """
+        values: dict[fx.Node, Any] = {}
+        for node in self.dependents(parameters):
+            if node in done.random:
+                done.random[node].restore()
+            tensors = {
+                local: parameters[name]
+                for local, name in self._tensors[node].items()
+                if name in parameters
+            }
+            if node.op == "get_attr":
+                values[node] = next(iter(tensors.values()))
+                continue
+            kept = {local: t.clone() for local, t in done.kept.get(node, {}).items()}
+            args, kwargs = _arguments(node, done.values, values)
+            values[node] = self._call(node, {**kept, **tensors}, args, kwargs)
+        return values[self.nodes[-1]] if self.nodes[-1] in values else done.output
+
+    def _call(
+        self,
+        node: fx.Node,
+        tensors: dict[str, Tensor],
+        args: Any,
+        kwargs: Any,
+        first: bool = False,
+    ) -> Any:
+        if node.op == "output":
+            return args[0]
+        if node.op == "call_function":
+            return node.target(*args, **kwargs)  # type: ignore[operator]
+        if node.op == "call_method":
+            return getattr(args[0], str(node.target))(*args[1:], **kwargs)
+        module = self._submodule(node)
+        if node.target == "" and not isinstance(module, BlackBox):
+            # A whole module may write to its input, which the next query needs.
+            args = tuple(arg.clone() if isinstance(arg, Tensor) else arg for arg in args)
+        if not first and _normalizes_by_batch(module) and not kwargs:
+            return _batch_norm(module, tensors, *args)
+        return functional_call(module, tensors, args, kwargs) if tensors else module(*args, **kwargs)
+
+    def _submodule(self, node: fx.Node) -> nn.Module:
+        traced = self._traced.get_submodule(str(node.target))
+        own = self.module.get_submodule(str(node.target))
+        return traced if getattr(own, "inplace", False) else own
+
+    def _constant(self, node: fx.Node) -> Any:
+        path, _, attribute = str(node.target).rpartition(".")
+        return getattr(self._traced.get_submodule(path), attribute)
+
+
+class OverwrittenFeature(Exception):
+    """A node wrote into a value that was to be reused; the message is the value's node."""
+
+
+def _first_names(named: Iterable[tuple[str, Tensor]]) -> dict[str, str]:
+    """Return, for each name of a tensor, the first name it goes by (weight tying)."""
+    first: dict[int, str] = {}
+    return {name: first.setdefault(id(tensor), name) for name, tensor in named}
+
+
+def _arguments(
+    node: fx.Node, features: Mapping[fx.Node, Any], changed: Mapping[fx.Node, Any]
+) -> tuple[Any, Any]:
+    def value(source: fx.Node) -> Any:
+        return changed[source] if source in changed else features[source]
+
+    return map_arg(node.args, value), map_arg(node.kwargs, value)
+
+
+def _versions(value: Any) -> tuple[int, ...]:
+    leaves = torch.utils._pytree.tree_leaves(value)
+    return tuple(leaf._version for leaf in leaves if isinstance(leaf, Tensor))
+
+
+def _normalizes_by_batch(module: nn.Module) -> bool:
+    return (
+        type(module) in _BATCH_NORMS
+        and (module.training or module.running_mean is None)
+        and not module._forward_hooks
+        and not module._forward_pre_hooks
+    )
+
+
+def _batch_norm(module: nn.Module, tensors: Mapping[str, Tensor], x: Tensor) -> Tensor:
+    """Normalise by the batch without touching the running statistics, as queries must."""
+    weight = tensors.get("weight", module.weight)
+    bias = tensors.get("bias", module.bias)
+    return F.batch_norm(x, None, None, weight, bias, training=True, eps=module.eps)  # type: ignore[arg-type]
