@@ -1,6 +1,9 @@
 """zoestim: train models from function values alone, as scikit-learn estimators."""
 
+from zoestim._classifier import ZOClassifier
 from zoestim._estimate import GradientEstimate, estimate_gradient
+from zoestim._load import load
+from zoestim._regressor import ZORegressor
 from zoestim.evaluation import BlackBox, FeatureReuseWarning, QueryError
 
 __version__ = "0.1.0.dev0"
@@ -10,5 +13,8 @@ __all__ = [
     "FeatureReuseWarning",
     "GradientEstimate",
     "QueryError",
+    "ZOClassifier",
+    "ZORegressor",
     "estimate_gradient",
+    "load",
 ]

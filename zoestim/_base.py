@@ -57,16 +57,14 @@ class BaseZOEstimator(CallbackSupportMixin, ZOParameters):
         continued = self.warm_start and hasattr(self, "net_")
         return self._fit(X, y, sample_weight, continued, self.max_epochs)
 
-    def _fit(
-        self, X: Any, y: Any, sample_weight: Any, continued: bool, epochs: int | None
-    ) -> Self:
+    def _fit(self, X: Any, y: Any, sample_weight: Any, continued: bool, epochs: int | None) -> Self:
         """Train for some epochs; None is one, at a constant learning rate."""
         before = dict(vars(self))
         try:
             self._check_extras()
             X, y = self._validate(X, y, reset=not continued)
-            target = self._encode_target(y, reset=not continued)
             weight = self._weights(X, y, sample_weight)
+            target = self._encode_target(y, weight, reset=not continued)
             session = prepare(self, X, target, weight, continued=continued, epochs=epochs)
         except BaseException:
             # What is refused leaves an earlier fit as it was.
@@ -96,9 +94,7 @@ class BaseZOEstimator(CallbackSupportMixin, ZOParameters):
 
     def _make_module(self, n_features: int, seed: int) -> nn.Module:
         sizes = {"n_features_in": n_features} | self._output_sizes()
-        return build_module(
-            self.module, self.initial_params, self._prefixed("module"), sizes, seed
-        )
+        return build_module(self.module, self.initial_params, self._prefixed("module"), sizes, seed)
 
     def _make_criterion(self) -> BatchLoss:
         arguments = self._prefixed("criterion")

@@ -135,7 +135,7 @@ def estimate_gradient(
     _check_module(module)
     given, module = module, _converted(module, precision)
     objective = Objective(module, criterion, feature_reuse=feature_reuse)
-    estimator = resolve_estimator(method, smoothing, scheme, n_directions)
+    estimator = resolve_estimator(method, smoothing, scheme, n_directions, "method")
     parameters = objective.parameters
     flat = _flat_coordinates(coordinates, parameters)
     batch = Batch(_like_module(X, module), torch.as_tensor(y).to(_device(module)))
@@ -167,9 +167,7 @@ def _converted(module: nn.Module, precision: str) -> nn.Module:
     if precision == "auto":
         return module
     if precision not in PRECISIONS:
-        raise ValueError(
-            f"precision must be one of {['auto', *PRECISIONS]}; got {precision!r}."
-        )
+        raise ValueError(f"precision must be one of {['auto', *PRECISIONS]}; got {precision!r}.")
     return copy.deepcopy(module).to(PRECISIONS[precision])
 
 
@@ -191,9 +189,7 @@ def _generator(random_state: Any) -> torch.Generator:
     return torch.Generator().manual_seed(int(seed))
 
 
-def _flat_coordinates(
-    coordinates: Mapping[str, Any] | None, parameters: ParameterMap
-) -> Tensor:
+def _flat_coordinates(coordinates: Mapping[str, Any] | None, parameters: ParameterMap) -> Tensor:
     if coordinates is None:
         return torch.arange(parameters.size)
     named = {}
@@ -203,8 +199,8 @@ def _flat_coordinates(
                 f"coordinates names {name!r}, which is not a trainable parameter; expected "
                 f"some of {list(parameters.names)}."
             )
-        indices, size = torch.as_tensor(given), parameters.sizes[name]
-        if indices.dtype.is_floating_point or indices.dtype == torch.bool:
+        indices, size = torch.as_tensor(given).flatten(), parameters.sizes[name]
+        if len(indices) and (indices.is_floating_point() or indices.dtype == torch.bool):
             raise TypeError(
                 f"coordinates[{name!r}] holds {indices.dtype}; expected integer flat indices."
             )

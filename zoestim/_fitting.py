@@ -11,11 +11,11 @@ from typing import Any
 
 import numpy as np
 import torch
-from skorch.callbacks import Callback, EarlyStopping
-from skorch.helper import predefined_split
 from sklearn.base import is_classifier
 from sklearn.model_selection import train_test_split
 from sklearn.utils import check_random_state
+from skorch.callbacks import Callback, EarlyStopping
+from skorch.helper import predefined_split
 from torch import Tensor, nn
 from torch.utils.data import TensorDataset
 
@@ -30,8 +30,6 @@ from zoestim.sparsity import Pruning
 
 _SEED_LIMIT = 2**63 - 1
 AUTO_BATCH = 200  # as scikit-learn's MLPs
-# Found on iris, wine, breast cancer, digits and diabetes: see the user guide.
-DEFAULT_LR = {"cge": 0.3, "rge": 0.03}
 MOMENTUM = 0.9  # Sec. 6.1
 PRECISIONS = {"float32": torch.float32, "float64": torch.float64}
 
@@ -79,7 +77,7 @@ def prepare(
     epochs: int | None,
 ) -> Session:
     """Make a fit ready to run. `epochs` None is one epoch at a constant learning rate."""
-    net = estimator.net_ if continued else _make_net(estimator, X)
+    net = estimator.net_ if continued else make_net(estimator, X.shape[1] if X.ndim > 1 else 1)
     training, validation = _tensors(X, y, weight, net.module_), None
     if estimator.early_stopping and epochs:
         training, validation = _split(estimator, training)
@@ -103,17 +101,25 @@ def as_input(X: np.ndarray, module: nn.Module) -> Tensor:
     """
     like = next(p for p in module.parameters() if p.requires_grad)
     takes_integers = (nn.Embedding, nn.EmbeddingBag, BlackBox)
-    tensor = torch.as_tensor(np.ascontiguousarray(X))
-    if not tensor.is_floating_point() and any(isinstance(m, takes_integers) for m in module.modules()):
+    tensor = _as_tensor(X)
+    if not tensor.is_floating_point() and any(
+        isinstance(m, takes_integers) for m in module.modules()
+    ):
         return tensor.to(like.device)
     return tensor.to(like)
 
 
-def _make_net(estimator: Any, X: np.ndarray) -> ZONet:
+def _as_tensor(array: np.ndarray) -> Tensor:
+    """Share an array's memory where torch can: not if it is read-only or runs backwards."""
+    contiguous = np.ascontiguousarray(array)
+    return torch.as_tensor(contiguous if contiguous.flags.writeable else contiguous.copy())
+
+
+def make_net(estimator: Any, n_features: int) -> ZONet:
     """Return an initialised net with a fresh module, optimizer and generators."""
     optimizer_arguments = _optimizer_arguments(estimator)
     root = _root_generator(estimator.random_state)
-    module = estimator._make_module(X.shape[1] if X.ndim > 1 else 1, _draw(root))
+    module = estimator._make_module(n_features, _draw(root))
     if estimator.precision != "auto":
         module = module.to(PRECISIONS[estimator.precision])
     net = ZONet(
@@ -197,7 +203,7 @@ def _strategy(estimator: Any) -> Any:
 def _lr(estimator: Any) -> float:
     if estimator.lr is not None:
         return estimator.lr
-    return DEFAULT_LR[estimator.gradient if isinstance(estimator.gradient, str) else "cge"]
+    return estimator._default_lr["rge" if estimator.gradient == "rge" else "cge"]
 
 
 def _batch_size(estimator: Any, n_samples: int) -> int:
@@ -208,9 +214,9 @@ def _tensors(
     X: np.ndarray, y: np.ndarray, weight: np.ndarray | None, module: nn.Module
 ) -> TensorDataset:
     like = next(p for p in module.parameters() if p.requires_grad)
-    target = torch.as_tensor(y)
+    target = _as_tensor(y)
     target = target.to(like.dtype) if target.is_floating_point() else target
-    weights = () if weight is None else (torch.as_tensor(weight),)
+    weights = () if weight is None else (_as_tensor(weight),)
     return TensorDataset(as_input(X, module).cpu(), target, *weights)
 
 

@@ -55,7 +55,9 @@ def _build(module: Any, initial_params: Any, arguments: Any, sizes: Any) -> nn.M
     if module is None:
         return _call(MLP, arguments, sizes).to(torch.float64)
     if isinstance(module, nn.Module):
-        _refuse_arguments("module__", arguments, "module is an instance; pass its class or a factory instead")
+        _refuse_arguments(
+            "module__", arguments, "module is an instance; pass its class or a factory instead"
+        )
         return copy.deepcopy(module)
     if callable(module):
         return _call(module, arguments, sizes)

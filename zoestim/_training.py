@@ -108,9 +108,7 @@ class TrainingStep:
         self._before = self.objective.theta_copy()
         self.active = self._coordinates()
         estimator, parameters = self.settings.estimator, self.objective.parameters
-        queries = estimator.queries(
-            self.active, parameters.segments(self.active), self.generator
-        )
+        queries = estimator.queries(self.active, parameters.segments(self.active), self.generator)
         self.n_queries += len(queries) + 1
         found = evaluate(self.objective, batch, queries, self._draws(batch))
         gradient = estimator.combine(queries, found.base_loss, found.losses)

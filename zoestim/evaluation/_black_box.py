@@ -58,6 +58,8 @@ class BlackBox(nn.Module):
         self._single = named is None
         items = {"params": initial_params} if named is None else dict(named)
         self._torch = any(isinstance(value, Tensor) for value in items.values())
+        if not items:
+            raise ValueError("initial_params is empty; expected at least one named array.")
         for name, value in items.items():
             self._register(str(name), value)
 
@@ -68,7 +70,7 @@ class BlackBox(nn.Module):
                 f"initial_params[{name!r}] holds {tensor.dtype}; expected real numbers. "
                 "Pass real and imaginary parts as two arrays."
             )
-        if "." in name or hasattr(self, name):
+        if not name or "." in name or hasattr(self, name):
             raise ValueError(
                 f"initial_params has an array named {name!r}, which a torch module cannot "
                 "hold as a parameter. Rename it: no dot, and no name of a module attribute."
@@ -103,6 +105,8 @@ class _Call(torch.autograd.Function):
 
     @staticmethod
     def forward(box: BlackBox, names: tuple[str, ...], x: Tensor, *values: Tensor) -> Tensor:
+        if box.vectorized:  # one set is a stack of one
+            return box.call(names, x, tuple(value[None] for value in values))[0]
         return box.call(names, x, values)
 
     @staticmethod

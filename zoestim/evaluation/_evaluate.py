@@ -117,7 +117,7 @@ class _Run:
         sizes = self.objective.parameters.sizes
         elements = sum(sizes[name] for name in names)
         elements += sum(_numel(self.done.values[node]) for node in nodes)
-        return max(1, min(FOLD_ELEMENTS // elements, MAX_FOLD))
+        return max(1, min(FOLD_ELEMENTS // max(elements, 1), MAX_FOLD))
 
     def losses(self, chunk: Chunk) -> Tensor:
         """Return the losses of a chunk, folded if that gives what one by one gives."""
@@ -164,7 +164,9 @@ class _Run:
             )
         target = self.batch.target
         try:
-            losses = vmap(lambda lane: self.objective.loss(lane, target))(outputs)
+            with warnings.catch_warnings():
+                warnings.simplefilter("error")
+                losses = vmap(lambda lane: self.objective.loss(lane, target))(outputs)
         except Exception:  # a criterion in numpy, or with control flow on its values
             lanes = range(len(next(iter(stacked.values()))))
             each = [pytree.tree_map(lambda v, k=k: v[k], outputs) for k in lanes]
@@ -188,9 +190,7 @@ def _refuse_nonfinite_base(loss: float, outputs: Any, batch: Batch) -> None:
     )
 
 
-def _refuse_nonfinite(
-    losses: Tensor, queries: Queries, objective: Objective, batch: Batch
-) -> None:
+def _refuse_nonfinite(losses: Tensor, queries: Queries, objective: Objective, batch: Batch) -> None:
     bad = (~torch.isfinite(losses)).nonzero().flatten().tolist()
     if not bad:
         return

@@ -27,9 +27,7 @@ _TWINS: dict[Any, Callable[..., Any]] = {
 
 # Results that may share memory with their input: writing into one writes into the other.
 _VIEWS = frozenset(
-    "view view_as reshape reshape_as flatten unflatten t transpose permute movedim swapaxes "
-    "squeeze unsqueeze expand expand_as chunk split unbind narrow select diagonal detach "
-    "contiguous to float double T mT getitem getattr real imag unfold".split()
+    ["view", "view_as", "reshape", "reshape_as", "flatten", "unflatten", "t", "transpose", "permute", "movedim", "swapaxes", "squeeze", "unsqueeze", "expand", "expand_as", "chunk", "split", "unbind", "narrow", "select", "diagonal", "detach", "contiguous", "to", "float", "double", "T", "mT", "getitem", "getattr", "real", "imag", "unfold"]
 )
 
 
@@ -56,9 +54,7 @@ def functionalize(graph: fx.Graph, root: nn.Module) -> None:
 
 def _shares_memory(node: fx.Node) -> bool:
     name = node.target if isinstance(node.target, str) else getattr(node.target, "__name__", "")
-    return node.op in ("placeholder", "get_attr") or (
-        node.op != "call_module" and name in _VIEWS
-    )
+    return node.op in ("placeholder", "get_attr") or (node.op != "call_module" and name in _VIEWS)
 
 
 def _replace(node: fx.Node, root: nn.Module) -> bool:

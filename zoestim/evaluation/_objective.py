@@ -141,11 +141,11 @@ class Objective:
         """Run the whole graph once, at the module's own parameters."""
         program = self._program or self._cut(batch)
         try:
-            done = program.run(batch.X)
+            done = program.run(batch.X.clone())  # a node may write to its input
         except OverwrittenFeature as error:
             reason = f"some operation writes in place into {error}"
             self._program = program = self._give_up(reason)
-            done = program.run(batch.X)
+            done = program.run(batch.X.clone())
         if self._check_outputs is not None:
             self._check_outputs(done.output, batch)
         return program, done
@@ -164,8 +164,10 @@ class Objective:
             graph, traced, opaque = trace(self.module)
             program = Program(self.module, graph, traced)
             self.reuse = FeatureReuse(opaque=opaque)
-            if not opaque and not any(isinstance(m, BlackBox) for m in self.module.modules()):
+            if not any(isinstance(m, BlackBox) for m in self.module.modules()):
                 self._prove(program, batch.X)
+            elif self.module._forward_hooks or self.module._forward_pre_hooks:
+                raise Untraceable("its own hooks are no part of its graph")
         except Untraceable as error:
             program = self._give_up(str(error))
         self._program = program
@@ -183,15 +185,17 @@ class Objective:
         state = RandomState.current(x.device)
         own = [*self.module.named_parameters(), *self.module.named_buffers()]
         copies = {name: tensor.clone() for name, tensor in own}
-        expected = functional_call(self.module, copies, (x,))
+        expected = functional_call(self.module, copies, (x.clone(),))
         state.restore()
         try:
-            found = program.run(x).output
+            found = program.run(x.clone())
         except Exception as error:
             raise Untraceable(f"its graph does not run ({error})") from error
         state.restore()
-        if not _equal(found, expected):
+        if not _equal(found.output, expected):
             raise Untraceable("its graph gives other outputs than its forward")
+        if not all(_equal(found.tensors[name], copy) for name, copy in copies.items()):
+            raise Untraceable("its graph leaves out what its forward writes to a buffer")
 
     def _whole(self) -> Program:
         return Program(self.module, whole(), self.module)

@@ -68,9 +68,10 @@ class ParameterMap:
 
     def describe(self, coordinate: int) -> str:
         """Return a coordinate as a person would write it, such as ``conv1.weight[0, 2]``."""
+        offset = coordinate
         for name, shape in zip(self.names, self.shapes, strict=True):
-            if coordinate < shape.numel():
-                place = [int(i) for i in torch.unravel_index(torch.tensor(coordinate), shape)]
+            if offset < shape.numel():
+                place = [int(i) for i in torch.unravel_index(torch.tensor(offset), shape)]
                 return f"{name}{place or ''}"
-            coordinate -= shape.numel()
+            offset -= shape.numel()
         raise IndexError(f"coordinate {coordinate} is beyond the last parameter")

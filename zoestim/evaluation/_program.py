@@ -67,6 +67,7 @@ class Program:
         self._canonical = _first_names(module.named_parameters(remove_duplicate=False))
         self._canonical |= _first_names(module.named_buffers(remove_duplicate=False))
         self._tensors = {node: self._names_of(node) for node in self.nodes}
+        self._buffers = frozenset(name for name, _ in module.named_buffers())
         self._dependents: dict[frozenset[str], tuple[fx.Node, ...]] = {}
 
     def _names_of(self, node: fx.Node) -> dict[str, str]:
@@ -137,6 +138,8 @@ class Program:
         if replaced or _versions(tensors) != versions:
             done.kept[node] = found
             done.tensors |= after
+        elif buffers := {local: t for local, t in found.items() if names[local] in self._buffers}:
+            done.kept[node] = buffers  # a query may write where this pass did not
         return result
 
     def rerun(self, done: Pass, parameters: Mapping[str, Tensor]) -> Any:
@@ -182,7 +185,9 @@ class Program:
             args = tuple(arg.clone() if isinstance(arg, Tensor) else arg for arg in args)
         if not first and _normalizes_by_batch(module) and not kwargs:
             return _batch_norm(module, tensors, *args)
-        return functional_call(module, tensors, args, kwargs) if tensors else module(*args, **kwargs)
+        return (
+            functional_call(module, tensors, args, kwargs) if tensors else module(*args, **kwargs)
+        )
 
     def _submodule(self, node: fx.Node) -> nn.Module:
         traced = self._traced.get_submodule(str(node.target))

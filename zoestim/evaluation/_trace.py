@@ -14,6 +14,7 @@ from torch import fx, nn
 from zoestim.evaluation._black_box import BlackBox
 from zoestim.evaluation._in_place import Untraceable, functionalize
 
+
 class _Tracer(fx.Tracer):
     """A tracer that stops at black boxes and at submodules known to be untraceable."""
 

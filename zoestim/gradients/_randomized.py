@@ -49,13 +49,10 @@ class RandomizedEstimator(BaseEstimator):
     >>> from zoestim.gradients import RandomizedEstimator
     >>> theta = torch.tensor([1.0, 2.0], dtype=torch.float64)
     >>> estimator = RandomizedEstimator(n_directions=20_000, smoothing=1e-6)
-    >>> asked = estimator.queries(
-    ...     torch.arange(2), (2,), torch.Generator().manual_seed(0)
+    >>> asked = estimator.queries(torch.arange(2), (2,), torch.Generator().manual_seed(0))
+    >>> losses = torch.stack(
+    ...     [((theta + asked.steps[k] * asked.direction(k)) ** 2).sum() for k in range(len(asked))]
     ... )
-    >>> losses = torch.stack([
-    ...     ((theta + asked.steps[k] * asked.direction(k)) ** 2).sum()
-    ...     for k in range(len(asked))
-    ... ])
     >>> estimator.combine(asked, 5.0, losses).values.round(decimals=1)
     tensor([2.0000, 4.0000], dtype=torch.float64)
     """
@@ -80,6 +77,11 @@ class RandomizedEstimator(BaseEstimator):
         self, coordinates: Tensor, segments: tuple[int, ...], generator: torch.Generator
     ) -> DirectionQueries:
         """Ask for the loss one step along each of q directions drawn on the coordinates."""
+        if self.n_directions < 1:
+            raise ValueError(f"n_directions must be at least 1; got {self.n_directions!r}.")
+        if self.distribution not in DISTRIBUTIONS:
+            expected = list(DISTRIBUTIONS)
+            raise ValueError(f"distribution must be one of {expected}; got {self.distribution!r}.")
         seeds = torch.randint(_SEED_LIMIT, (self.n_directions,), generator=generator)
         steps = signed_steps(self.n_directions, self.smoothing, self.scheme)
         return DirectionQueries(
@@ -90,7 +92,9 @@ class RandomizedEstimator(BaseEstimator):
             tuple(segments),
         )
 
-    def combine(self, queries: DirectionQueries, base_loss: float, losses: Tensor) -> SparseGradient:
+    def combine(
+        self, queries: DirectionQueries, base_loss: float, losses: Tensor
+    ) -> SparseGradient:
         """Return the mean of difference times direction."""
         slopes = differences(losses, base_loss, self.smoothing, self.scheme)
         total = torch.zeros(len(queries.coordinates), dtype=torch.float64)

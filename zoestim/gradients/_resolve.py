@@ -8,7 +8,11 @@ from zoestim.gradients._types import GradientEstimator
 
 
 def resolve_estimator(
-    gradient: str | GradientEstimator, smoothing: float, scheme: str, n_directions: int
+    gradient: str | GradientEstimator,
+    smoothing: float,
+    scheme: str,
+    n_directions: int,
+    parameter: str = "gradient",
 ) -> GradientEstimator:
     """Return the strategy that ``"cge"`` or ``"rge"`` names; an object is its own.
 
@@ -20,7 +24,7 @@ def resolve_estimator(
         return RandomizedEstimator(n_directions, smoothing, scheme)
     if not (hasattr(gradient, "queries") and hasattr(gradient, "combine")):
         raise ValueError(
-            f"gradient must be 'cge', 'rge' or an object with queries and combine such as "
+            f"{parameter} must be 'cge', 'rge' or an object with queries and combine such as "
             f"CoordinateEstimator(); got {gradient!r}."
         )
     return gradient  # type: ignore[return-value]

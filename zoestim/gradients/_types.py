@@ -130,5 +130,9 @@ def differences(losses: Tensor, base_loss: float, step: float, scheme: str) -> T
 
 def signed_steps(n: int, step: float, scheme: str) -> Tensor:
     """Return the steps of n differences: n forward ones, or n forward and n back."""
+    if scheme not in SCHEMES:
+        raise ValueError(f"scheme must be one of {list(SCHEMES)}; got {scheme!r}.")
+    if not step > 0:
+        raise ValueError(f"smoothing must be a positive number; got {step!r}.")
     ahead = torch.full((n,), step, dtype=torch.float64)
     return ahead if scheme == "forward" else torch.cat([ahead, -ahead])

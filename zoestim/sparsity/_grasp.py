@@ -8,9 +8,7 @@ import torch
 from torch import Tensor
 
 
-def grasp_scores(
-    theta: Tensor, gradient: Callable[[Tensor], Tensor], smoothing: float
-) -> Tensor:
+def grasp_scores(theta: Tensor, gradient: Callable[[Tensor], Tensor], smoothing: float) -> Tensor:
     """Return ZO-GraSP scores, Eq. (3): ``-theta * (g(theta + mu g) - g(theta)) / mu``.
 
     Parameters

@@ -127,9 +127,7 @@ class CoordinateSchedule:
 
     def scores_next(self, epoch: int) -> bool:
         """Return whether the next call of `coordinates` asks for scores."""
-        rule = self.pruning
-        renewed = isinstance(rule, Pruning) and rule.selection == "renewed"
-        return renewed and self._due(epoch)
+        return self._scores_anew() and self._due(epoch)
 
     @staticmethod
     def count(
@@ -150,8 +148,13 @@ class CoordinateSchedule:
             return False
         return self.interval == "batch" or epoch - self._renewed_at >= int(self.interval)
 
+    def _scores_anew(self) -> bool:
+        rule = self.pruning
+        renewed = isinstance(rule, Pruning) and rule.selection == "renewed"
+        return renewed and rule.scores != "uniform" and self.sparsity > 0
+
     def _renew(self) -> dict[str, Tensor]:
         rule = self.pruning
-        if isinstance(rule, Pruning) and rule.selection == "renewed" and rule.scores != "uniform":
+        if isinstance(rule, Pruning) and self._scores_anew():
             return top_coordinates(self.score(rule.scores), self.sparsity, rule.ranking)
         return draw_coordinates(self.ratios, self.sizes, self.generator)

@@ -1,0 +1,117 @@
+"""One float64 number from any criterion, weighted or not."""
+
+import numpy as np
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from torch import Tensor, nn
+
+from zoestim.evaluation import BatchLoss
+
+pytestmark = pytest.mark.usefixtures("global_rng_untouched")
+
+OUTPUTS = torch.tensor([[0.5, -1.0], [2.0, 0.25], [-0.5, 1.5]], dtype=torch.float64)
+LABELS = torch.tensor([0, 1, 1])
+NUMBERS = torch.tensor([[0.0, 1.0], [1.0, 1.0], [2.0, -1.0]], dtype=torch.float64)
+WEIGHT = torch.tensor([1.0, 0.0, 3.0], dtype=torch.float64)
+CE = nn.CrossEntropyLoss()
+EACH = nn.CrossEntropyLoss(reduction="none")(OUTPUTS, LABELS)
+
+
+def each_error(outputs: Tensor, y: Tensor) -> Tensor:
+    return (outputs - y).square()
+
+
+def mean_error(outputs: Tensor, y: Tensor) -> Tensor:
+    return each_error(outputs, y).mean()
+
+
+@pytest.mark.parametrize(
+    ("criterion", "expected"),
+    [
+        (lambda outputs, y: 2, 2.0),
+        (lambda outputs, y: 0.25, 0.25),
+        (lambda outputs, y: np.float32(0.25), 0.25),
+        (lambda outputs, y: np.array(0.25), 0.25),
+        (lambda outputs, y: torch.tensor(0.25, dtype=torch.float32), 0.25),
+        (lambda outputs, y: [1.0, 2.0, 4.5], 2.5),
+        (lambda outputs, y: np.array([1, 2, 6]), 3.0),
+        (lambda outputs, y: outputs.argmax(1) != y, 1 / 3),
+        (lambda outputs, y: torch.tensor([[1.0, 3.0], [0.0, 0.0], [5.0, 3.0]]), 2.0),
+    ],
+    ids=["int", "float", "numpy0", "array0", "float32", "list", "array", "bool", "matrix"],
+)
+def test_whatever_a_criterion_returns_becomes_one_float64_number(criterion, expected: float):
+    loss = BatchLoss(criterion)(OUTPUTS, LABELS)
+    assert loss.shape == ()
+    assert loss.dtype == torch.float64
+    assert float(loss) == pytest.approx(expected, rel=1e-15)
+
+
+@pytest.mark.parametrize("reduction", ["mean", "none", "sum"])
+def test_torch_criteria_keep_their_reduction_and_per_sample_losses_are_averaged(reduction: str):
+    criterion = nn.CrossEntropyLoss(reduction=reduction)
+    expected = EACH.sum() if reduction == "sum" else EACH.mean()
+    torch.testing.assert_close(BatchLoss(criterion)(OUTPUTS, LABELS), expected)
+
+
+@pytest.mark.parametrize("n", [3, 10_000])
+def test_float32_losses_are_averaged_in_float64(n: int):
+    losses = torch.rand(n, generator=torch.Generator().manual_seed(0))
+    found = BatchLoss(lambda outputs, y: losses)(torch.zeros(n), torch.zeros(n))
+    assert float(found) == float(losses.double().mean())
+
+
+# --- Sample weights
+
+
+@pytest.mark.parametrize("reduction", ["mean", "none", "sum"])
+def test_weights_give_the_weighted_mean_whatever_the_reduction(reduction: str):
+    criterion = nn.CrossEntropyLoss(reduction=reduction)
+    expected = (EACH * WEIGHT).sum() / 4
+    torch.testing.assert_close(BatchLoss(criterion)(OUTPUTS, (LABELS, WEIGHT)), expected)
+    assert criterion.reduction == reduction
+
+
+@given(st.lists(st.floats(0.01, 100), min_size=3, max_size=3), st.floats(0.01, 100))
+@settings(derandomize=True, deadline=None, max_examples=25)
+def test_only_the_ratios_of_weights_count(weights: list[float], factor: float):
+    weight = torch.tensor(weights, dtype=torch.float64)
+    loss = BatchLoss(CE)
+    first, scaled = (loss(OUTPUTS, (LABELS, w)) for w in (weight, factor * weight))
+    torch.testing.assert_close(first, scaled)
+    torch.testing.assert_close(first, (EACH * weight).sum() / weight.sum())
+
+
+def test_equal_weights_give_the_plain_loss():
+    weight = torch.full((3,), 0.5, dtype=torch.float64)
+    loss = BatchLoss(nn.MSELoss())
+    torch.testing.assert_close(loss(OUTPUTS, (NUMBERS, weight)), loss(OUTPUTS, NUMBERS))
+
+
+def test_a_weight_of_two_is_the_sample_twice():
+    twice, weight = torch.tensor([0, 1, 2, 2]), torch.tensor([1.0, 1.0, 2.0])
+    loss = BatchLoss(each_error)
+    torch.testing.assert_close(
+        loss(OUTPUTS, (NUMBERS, weight)), loss(OUTPUTS[twice], NUMBERS[twice])
+    )
+
+
+def test_weights_that_are_all_zero_give_zero():
+    assert BatchLoss(CE)(OUTPUTS, (LABELS, torch.zeros(3))) == 0
+
+
+# --- What it refuses
+
+
+def test_one_number_a_batch_cannot_be_weighed():
+    text = r"mean_error returns one number a batch.* Return one loss a sample, shape \(n_samples,\)"
+    with pytest.raises(ValueError, match=text):
+        BatchLoss(mean_error)(OUTPUTS, (NUMBERS, WEIGHT))
+
+
+def test_losses_of_another_length_than_the_batch_are_refused():
+    text = r"<lambda> returned losses of shape \(2,\) for 3 samples; .* shape \(\) or \(3,\)"
+    with pytest.raises(ValueError, match=text):
+        BatchLoss(lambda outputs, y: outputs[:2, 0])(OUTPUTS, NUMBERS)
