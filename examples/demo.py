@@ -1,4 +1,4 @@
-"""Train a small CNN on 1,797 real handwritten digits, once from loss values alone, once by backprop.
+"""Train a small CNN on real handwritten digits, from loss values alone and by backprop.
 
 Run it with ``python examples/demo.py``; ``--max-queries 2000`` gives a short look.
 """

@@ -17,7 +17,7 @@ from zoestim._modules import build_criterion, build_module
 from zoestim._parameters import ZOParameters
 from zoestim._persistence import save
 from zoestim._sklearn_callbacks import CallbackSupportMixin
-from zoestim.evaluation import Batch, BatchLoss, Objective
+from zoestim.evaluation import Batch, BatchLoss, Objective, unchanged_generators
 
 PREDICT_BATCH = 1024
 
@@ -65,11 +65,11 @@ class BaseZOEstimator(CallbackSupportMixin, ZOParameters):
             X, y = self._validate(X, y, reset=not continued)
             weight = self._weights(X, y, sample_weight)
             target = self._encode_target(y, weight, reset=not continued)
-            session = prepare(self, X, target, weight, continued=continued, epochs=epochs)
+            session = prepare(self, X, y, target, weight, continued=continued, epochs=epochs)
         except BaseException:
             # What is refused leaves an earlier fit as it was.
-            vars(self).clear()
-            vars(self).update(before)
+            self.__dict__.clear()
+            self.__dict__.update(before)
             raise
         session.run(self)
         return self
@@ -126,7 +126,7 @@ class BaseZOEstimator(CallbackSupportMixin, ZOParameters):
         module, training = self.module_, self.module_.training
         module.eval()
         try:
-            with torch.no_grad(), torch.random.fork_rng():
+            with torch.no_grad(), unchanged_generators(torch.device(self.device)):
                 parts = as_input(X, module).split(PREDICT_BATCH)
                 return torch.cat([module(part).cpu() for part in parts])
         finally:

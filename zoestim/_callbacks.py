@@ -37,6 +37,7 @@ class Conductor(Callback):
 
     def on_epoch_end(self, net: ZONet, **kwargs: Any) -> None:
         net.history.record("n_queries", net.zo_step.n_queries)
+        net.zo_step.epoch = len(net.history)  # whose renewals the budget has to allow
 
 
 class BudgetStop(Callback):
@@ -73,10 +74,12 @@ class LearningRate(Callback):
             group.setdefault("initial_lr", group["lr"])
         if len(groups) == 1:  # a later fit may bring another rate
             groups[0]["initial_lr"] = net.lr
+        for group in groups:  # a last fit may have ended near zero
+            group["lr"] = group["initial_lr"]
 
     def on_batch_begin(self, net: ZONet, training: bool = True, **kwargs: Any) -> None:
-        if not training:
-            return
+        if not training or (self.schedule == "constant" and not self.warmup_epochs):
+            return  # a constant rate is left to the user's own schedulers
         factor = self._factor(self._progress(net)) * self._warmup(net)
         for group in net.optimizer_.param_groups:
             group["lr"] = group["initial_lr"] * factor

@@ -73,7 +73,8 @@ class ZOClassifier(ClassifierMixin, BaseZOEstimator):
     max_epochs : int, default=100
         Passes over the data.
     batch_size : int or "auto", default="auto"
-        Samples a batch; ``"auto"`` is ``min(200, n_samples)``.
+        Samples a batch; ``"auto"`` is ``min(200, n_samples)``. One sample left over joins
+        the last batch, since BatchNorm cannot train on one.
     lr_schedule : {"cosine", "constant"} or callable, default="cosine"
         A callable maps progress in [0, 1] to a factor of `lr`. Progress is that of the epochs
         or of the query budget, whichever is further.

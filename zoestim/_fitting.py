@@ -58,37 +58,38 @@ class Session:
     def run(self, estimator: Any) -> None:
         """Train, and store what was learned, also if training fails."""
         estimator.net_, estimator.module_ = self.net, self.net.module_
-        before = len(self.net.history)
+        before, reason = len(_finished(self.net)), "error"
         try:
             with _attached(self.net, self.callbacks):
                 self.net.partial_fit(self.training, None)
+            reason = _termination(self.net, self.callbacks, before)
         finally:
             _store(estimator, self.objective)
-            estimator.termination_condition_ = _termination(self.net, self.callbacks, before)
+            estimator.termination_condition_ = reason
 
 
 def prepare(
     estimator: Any,
     X: np.ndarray,
-    y: np.ndarray,
+    y: Any,
+    target: np.ndarray,
     weight: np.ndarray | None,
     *,
     continued: bool,
     epochs: int | None,
 ) -> Session:
-    """Make a fit ready to run. `epochs` None is one epoch at a constant learning rate."""
+    """Make a fit ready to run: `target` is y encoded; `epochs` None is one at a constant rate."""
     net = estimator.net_ if continued else make_net(estimator, X.shape[1] if X.ndim > 1 else 1)
-    training, validation = _tensors(X, y, weight, net.module_), None
+    training, validation = _tensors(X, target, weight, net.module_), None
     if estimator.early_stopping and epochs:
         training, validation = _split(estimator, training)
-    batch_size = _batch_size(estimator, len(training))
-    settings = _settings(estimator, batch_size, len(validation) if validation else 0)
+    net.batch_size = _batch_size(estimator, len(training))
+    reserved = len(net.get_iterator(validation)) if validation else 0
     objective = estimator._make_objective(net.module_, net.criterion_)
-    net.zo_step.begin(settings, objective)
+    net.zo_step.begin(_settings(estimator, reserved), objective)
     net.lr = _lr(estimator)
     net.max_epochs = epochs or 1
-    net.batch_size = batch_size
-    net.zo_batches_per_epoch = -(-len(training) // batch_size)
+    net.zo_batches_per_epoch = len(net.get_iterator(training, training=True))
     net.train_split = predefined_split(validation) if validation else None
     callbacks = _callbacks(estimator, X, y, constant_lr=epochs is None)
     return Session(net, objective, training, callbacks)
@@ -180,7 +181,7 @@ def _log_arguments(estimator: Any) -> dict[str, Any]:
     return quiet | {f"callbacks__{name}": value for name, value in given}
 
 
-def _settings(estimator: Any, batch_size: int, n_validation: int) -> StepSettings:
+def _settings(estimator: Any, reserved: int) -> StepSettings:
     pruning = estimator.pruning
     return StepSettings(
         estimator=_strategy(estimator),
@@ -190,7 +191,7 @@ def _settings(estimator: Any, batch_size: int, n_validation: int) -> StepSetting
         n_pruning_queries=estimator.n_pruning_queries,
         smoothing=estimator.smoothing,
         max_queries=estimator.max_queries,
-        reserved=-(-n_validation // batch_size),
+        reserved=reserved,
     )
 
 
@@ -276,24 +277,25 @@ def _attached(net: ZONet, callbacks: Sequence[Callback]) -> Iterator[None]:
 
 def _store(estimator: Any, objective: Objective) -> None:
     """Set the fitted attributes from the net as it stands."""
-    step, history = estimator.net_.zo_step, estimator.net_.history
-    finished = [row for row in history if "train_loss" in row]
+    step, finished = estimator.net_.zo_step, _finished(estimator.net_)
     ratios = step.schedule.ratios if step.schedule is not None else {}
     estimator.n_iter_ = len(finished)
     estimator.n_queries_ = step.n_queries
-    estimator.history_ = history
+    estimator.history_ = estimator.net_.history
     estimator.loss_curve_ = [row["train_loss"] for row in finished]
     estimator.feature_reuse_ = objective.reuse
     estimator.layer_ratios_ = {name: ratios.get(name, 0.0) for name in objective.parameters.names}
 
 
+def _finished(net: ZONet) -> list[dict[str, Any]]:
+    """Return the rows of the history that belong to whole epochs."""
+    return [row for row in net.history if "train_loss" in row]
+
+
 def _termination(net: ZONet, callbacks: Sequence[Callback], before: int) -> str:
-    done = [row for row in net.history if "train_loss" in row]
-    if len(done) < len(net.history):
-        return "error"
     if any(isinstance(c, EarlyStopping) and c.misses_ >= c.patience for c in callbacks):
         return "early_stopping"
-    if len(done) - before >= net.max_epochs:
+    if len(_finished(net)) - before >= net.max_epochs:
         return "max_epochs"
     return "callback" if net.zo_step.affordable() else "max_queries"
 

@@ -111,8 +111,8 @@ def _restore(
         if name not in given
     }
     estimator = CLASSES[content["class"]](**params | given)
-    vars(estimator).update({n: decode_array(v) for n, v in content["arrays"].items()})
-    vars(estimator).update(content["plain"] | content["fitted"])
+    estimator.__dict__.update({n: decode_array(v) for n, v in content["arrays"].items()})
+    estimator.__dict__.update(content["plain"] | content["fitted"])
     estimator.feature_reuse_ = FeatureReuse(**content["feature_reuse"])
     net = make_net(estimator, estimator.n_features_in_)
     prefix = "module."

@@ -11,7 +11,7 @@ from typing import Any
 import torch
 from torch import nn
 
-from zoestim.evaluation import BlackBox, RandomState
+from zoestim.evaluation import BlackBox, RandomState, unchanged_generators
 from zoestim.models import MLP
 
 
@@ -42,8 +42,9 @@ def build_module(
     TypeError, ValueError
         If the module cannot be built; the message says what to pass.
     """
-    with torch.random.fork_rng():
-        RandomState.seeded(seed, torch.device("cpu")).restore()
+    cpu = torch.device("cpu")
+    with unchanged_generators(cpu):
+        RandomState.seeded(seed, cpu).restore()
         built = _build(module, initial_params, arguments, sizes)
     _check_parameters(built)
     return built

@@ -31,7 +31,21 @@ class ZONet(NeuralNet):
         number = len(self.history[-1]["batches"])
         label = f"batch {number} of epoch {len(self.history)}"
         loss, outputs = self.zo_step(Batch(X, y, weight, label))
-        return {"loss": torch.tensor(loss), "y_pred": outputs}
+        return {"loss": torch.tensor(loss, dtype=torch.float64), "y_pred": outputs}
+
+
+def batch_sizes(n_samples: int, batch_size: int) -> list[int]:
+    """Return the sizes of the batches of one epoch.
+
+    One sample that is left over joins the last batch: BatchNorm cannot train on one.
+    """
+    sizes = [batch_size] * (n_samples // batch_size)
+    left = n_samples % batch_size
+    if left == 1 and sizes:
+        sizes[-1] += 1
+    elif left:
+        sizes.append(left)
+    return sizes
 
 
 class ArrayBatches:
@@ -42,7 +56,7 @@ class ArrayBatches:
     dataset : TensorDataset
         X and y, and sample weights if there are any.
     batch_size : int
-        Samples a batch; the last one may be smaller.
+        Samples a batch, see :func:`batch_sizes`.
     shuffle : bool, default=False
         Whether each epoch has its own order.
     generator : torch.Generator, optional
@@ -70,12 +84,12 @@ class ArrayBatches:
         self.device = device
 
     def __len__(self) -> int:
-        return -(-len(self.dataset) // self.batch_size)
+        return len(batch_sizes(len(self.dataset), self.batch_size))
 
     def __iter__(self) -> Iterator[tuple[Tensor, Any]]:
         n = len(self.dataset)
         order = torch.randperm(n, generator=self.generator) if self.shuffle else torch.arange(n)
-        for indices in order.split(self.batch_size):
+        for indices in order.split(batch_sizes(n, self.batch_size)):
             if self.proceed is not None and not self.proceed():
                 return
             X, *target = (part.to(self.device) for part in self.dataset[indices])

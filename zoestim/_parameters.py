@@ -123,7 +123,7 @@ class ZOParameters(BaseEstimator):
         self.warm_start = warm_start
         self.random_state = random_state
         self.verbose = verbose
-        vars(self).update(kwargs)
+        self.__dict__.update(kwargs)
 
     def get_params(self, deep: bool = True) -> dict[str, Any]:
         """Return the parameters, the ``prefix__name`` ones included.
@@ -155,7 +155,7 @@ class ZOParameters(BaseEstimator):
             name for name in super().get_params(deep=True) if name.split("__")[0] not in PREFIXES
         } | set(self._get_param_names())
         super().set_params(**{n: v for n, v in params.items() if n in known or "__" not in n})
-        vars(self).update({n: v for n, v in params.items() if n not in known and "__" in n})
+        self.__dict__.update({n: v for n, v in params.items() if n not in known and "__" in n})
         return self
 
     def _extras(self) -> dict[str, Any]:

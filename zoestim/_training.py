@@ -160,7 +160,11 @@ class TrainingStep:
             return size
         sizes, settings = self._prunable, self.settings
         dense = size - sum(sizes.values())
-        return dense + CoordinateSchedule.count(settings.pruning, settings.sparsity, sizes)
+        return dense + CoordinateSchedule.count(
+            settings.pruning,  # type: ignore[arg-type]
+            settings.sparsity,
+            sizes,
+        )
 
     def _coordinates(self) -> Tensor:
         parameters = self.objective.parameters

@@ -5,7 +5,7 @@ from zoestim.evaluation._evaluate import Evaluation, QueryError, evaluate
 from zoestim.evaluation._loss import BatchLoss
 from zoestim.evaluation._objective import Batch, FeatureReuse, FeatureReuseWarning, Objective
 from zoestim.evaluation._parameters import ParameterMap
-from zoestim.evaluation._random import RandomState
+from zoestim.evaluation._random import RandomState, unchanged_generators
 
 __all__ = [
     "Batch",
@@ -19,4 +19,5 @@ __all__ = [
     "QueryError",
     "RandomState",
     "evaluate",
+    "unchanged_generators",
 ]

@@ -54,9 +54,10 @@ class BlackBox(nn.Module):
         super().__init__()
         self.function = function
         self.vectorized = vectorized
-        named = initial_params if isinstance(initial_params, Mapping) else None
-        self._single = named is None
-        items = {"params": initial_params} if named is None else dict(named)
+        self._single = not isinstance(initial_params, Mapping)
+        items: dict[str, Any] = {"params": initial_params}
+        if isinstance(initial_params, Mapping):
+            items = dict(initial_params)
         self._torch = any(isinstance(value, Tensor) for value in items.values())
         if not items:
             raise ValueError("initial_params is empty; expected at least one named array.")
@@ -128,4 +129,4 @@ class _Call(torch.autograd.Function):
             return box.call(names, batches, tuple(stacked)), 0
         lanes = [batches] * size if in_dims[2] is None else batches
         calls = zip(lanes, *stacked, strict=True)
-        return torch.stack([box.call(names, lane, sets) for lane, *sets in calls]), 0
+        return torch.stack([box.call(names, lane, tuple(sets)) for lane, *sets in calls]), 0

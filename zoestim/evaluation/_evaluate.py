@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import warnings
-from collections.abc import Iterator
-from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
 
@@ -16,11 +14,11 @@ from torch.utils import _pytree as pytree
 from zoestim.evaluation._objective import Batch, Objective
 from zoestim.evaluation._plan import Chunk, make_chunks
 from zoestim.evaluation._program import Pass, Program
-from zoestim.evaluation._random import RandomState
+from zoestim.evaluation._random import RandomState, unchanged_generators
 from zoestim.gradients import CoordinateQueries, Queries
 
-# Numbers that the queries of one fold may compute together: they should stay in the cache.
-FOLD_ELEMENTS = 2**20
+# What the queries of one fold may compute together, in bytes: it should stay in the cache.
+FOLD_BYTES = 2**23
 MAX_FOLD = 256
 
 
@@ -77,7 +75,7 @@ def evaluate(
     QueryError
         If a loss is NaN or infinite.
     """
-    with _quiet(batch.X.device):
+    with torch.no_grad(), unchanged_generators(batch.X.device):
         (random or RandomState.current(batch.X.device)).restore()
         program, done = objective.base(batch)
         base_loss = float(objective.loss(done.output, batch.target))
@@ -89,14 +87,6 @@ def evaluate(
             losses[chunk.positions] = run.losses(chunk)
         _refuse_nonfinite(losses, queries, objective, batch)
     return Evaluation(base_loss, losses, done.output, done.tensors)
-
-
-@contextmanager
-def _quiet(device: torch.device) -> Iterator[None]:
-    """Build no autograd graph and leave the global generators as they were."""
-    devices = [device] if device.type == "cuda" else []
-    with torch.no_grad(), torch.random.fork_rng(devices=devices):
-        yield
 
 
 @dataclass(frozen=True)
@@ -114,10 +104,9 @@ class _Run:
         nodes = self.program.dependents(names)
         if not self.objective.foldable.get(names, True) or self.program.asks_once_per_query(nodes):
             return 1
-        sizes = self.objective.parameters.sizes
-        elements = sum(sizes[name] for name in names)
-        elements += sum(_numel(self.done.values[node]) for node in nodes)
-        return max(1, min(FOLD_ELEMENTS // max(elements, 1), MAX_FOLD))
+        theta = self.objective.theta()
+        computed = [theta[name] for name in names], [self.done.values[node] for node in nodes]
+        return max(1, min(FOLD_BYTES // max(_nbytes(computed), 1), MAX_FOLD))
 
     def losses(self, chunk: Chunk) -> Tensor:
         """Return the losses of a chunk, folded if that gives what one by one gives."""
@@ -139,14 +128,16 @@ class _Run:
         try:
             losses = self._fold(stacked)
         except Exception as error:
-            return self._unfold(chunk, " ".join(str(error).split())[:160])
+            self._unfold(chunk, " ".join(str(error).split())[:160])
+            return None
         tolerance = 1e-9 if self.batch.X.dtype == torch.float64 else 1e-4
         judged = {0: torch.tensor(self.base_loss, dtype=torch.float64)}
         if chunk.names not in self.objective.foldable:
             judged[1] = self._loss_of(stacked, 1)
         for lane, expected in judged.items():
             if not torch.isclose(losses[lane], expected, tolerance, tolerance, equal_nan=True):
-                return self._unfold(chunk, "its operations do not fold exactly")
+                self._unfold(chunk, "its operations do not fold exactly")
+                return None
         self.objective.foldable[chunk.names] = True
         # The base loss in the same kernels as the queries: their rounding cancels.
         return self.base_loss + (losses[1:] - losses[0])
@@ -174,8 +165,8 @@ class _Run:
         return losses.cpu()
 
 
-def _numel(value: Any) -> int:
-    return sum(leaf.numel() for leaf in pytree.tree_leaves(value) if isinstance(leaf, Tensor))
+def _nbytes(value: Any) -> int:
+    return sum(leaf.nbytes for leaf in pytree.tree_leaves(value) if isinstance(leaf, Tensor))
 
 
 def _refuse_nonfinite_base(loss: float, outputs: Any, batch: Batch) -> None:

@@ -27,7 +27,11 @@ _TWINS: dict[Any, Callable[..., Any]] = {
 
 # Results that may share memory with their input: writing into one writes into the other.
 _VIEWS = frozenset(
-    ["view", "view_as", "reshape", "reshape_as", "flatten", "unflatten", "t", "transpose", "permute", "movedim", "swapaxes", "squeeze", "unsqueeze", "expand", "expand_as", "chunk", "split", "unbind", "narrow", "select", "diagonal", "detach", "contiguous", "to", "float", "double", "T", "mT", "getitem", "getattr", "real", "imag", "unfold"]
+    """
+    view view_as reshape reshape_as flatten unflatten t transpose permute movedim swapaxes
+    squeeze unsqueeze expand expand_as chunk split unbind narrow select diagonal detach
+    contiguous to float double T mT getitem getattr real imag unfold
+    """.split()  # noqa: SIM905
 )
 
 

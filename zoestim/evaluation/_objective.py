@@ -189,6 +189,8 @@ class Objective:
         state.restore()
         try:
             found = program.run(x.clone())
+        except OverwrittenFeature as error:
+            raise Untraceable(f"some operation writes in place into {error}") from error
         except Exception as error:
             raise Untraceable(f"its graph does not run ({error})") from error
         state.restore()

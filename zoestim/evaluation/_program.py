@@ -163,7 +163,7 @@ class Program:
             kept = {local: t.clone() for local, t in done.kept.get(node, {}).items()}
             args, kwargs = _arguments(node, done.values, values)
             values[node] = self._call(node, {**kept, **tensors}, args, kwargs)
-        return values[self.nodes[-1]] if self.nodes[-1] in values else done.output
+        return values.get(self.nodes[-1], done.output)
 
     def _call(
         self,

@@ -4,15 +4,16 @@ from __future__ import annotations
 
 import copy
 import inspect
-import random
 from typing import Any
 
-import numpy as np
 import torch
 from torch import fx, nn
 
 from zoestim.evaluation._black_box import BlackBox
 from zoestim.evaluation._in_place import Untraceable, functionalize
+from zoestim.evaluation._random import RandomState, unchanged_generators
+
+_CPU = torch.device("cpu")
 
 
 class _Tracer(fx.Tracer):
@@ -34,7 +35,7 @@ class _Tracer(fx.Tracer):
         )
 
     def call_module(self, m: nn.Module, forward: Any, args: Any, kwargs: Any) -> Any:
-        before = _random_states()
+        before = RandomState.current(_CPU)
         try:
             result = super().call_module(m, forward, args, kwargs)
             _refuse_draws(before)
@@ -84,24 +85,16 @@ def _trace_purely(tracer: _Tracer, root: nn.Module) -> fx.Graph:
     defaults = {
         p.name: p.default for p in parameters[1:] if p.default is not inspect.Parameter.empty
     }
-    before = _random_states()
-    try:
+    with unchanged_generators(_CPU):
+        before = RandomState.current(_CPU)
         graph = tracer.trace(root, concrete_args=defaults)
         _refuse_draws(before)
-    finally:
-        torch.set_rng_state(before[0])
-        np.random.set_state(before[1])
-        random.setstate(before[2])
     return graph
 
 
-def _random_states() -> tuple[Any, ...]:
-    return torch.get_rng_state(), np.random.get_state(legacy=True), random.getstate()
-
-
-def _refuse_draws(before: tuple[Any, ...]) -> None:
+def _refuse_draws(before: RandomState) -> None:
     """Refuse a graph into which a random draw was baked as a constant."""
-    if repr(before) != repr(_random_states()) or not torch.equal(before[0], torch.get_rng_state()):
+    if RandomState.current(_CPU) != before:
         raise Untraceable("it draws random numbers that do not depend on its input")
 
 

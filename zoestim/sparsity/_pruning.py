@@ -150,8 +150,9 @@ class CoordinateSchedule:
 
     def _scores_anew(self) -> bool:
         rule = self.pruning
-        renewed = isinstance(rule, Pruning) and rule.selection == "renewed"
-        return renewed and rule.scores != "uniform" and self.sparsity > 0
+        if not isinstance(rule, Pruning) or rule.selection != "renewed":
+            return False
+        return rule.scores != "uniform" and self.sparsity > 0
 
     def _renew(self) -> dict[str, Tensor]:
         rule = self.pruning
