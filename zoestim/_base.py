@@ -64,6 +64,8 @@ class BaseZOEstimator(CallbackSupportMixin, ZOParameters):
             self._check_extras()
             X, y = self._validate(X, y, reset=not continued)
             weight = self._weights(X, y, sample_weight)
+            if weight is not None and not weight.any():
+                raise ValueError("All weights are zero; expected at least one positive weight.")
             target = self._encode_target(y, weight, reset=not continued)
             session = prepare(self, X, y, target, weight, continued=continued, epochs=epochs)
         except BaseException:
@@ -85,12 +87,7 @@ class BaseZOEstimator(CallbackSupportMixin, ZOParameters):
     def _weights(self, X: Any, y: Any, sample_weight: Any) -> np.ndarray | None:
         if sample_weight is None:
             return None
-        weight = _check_sample_weight(sample_weight, X, dtype=np.float64, ensure_non_negative=True)
-        if not weight.any():
-            raise ValueError(
-                "sample_weight holds only zeros; expected at least one positive weight."
-            )
-        return weight
+        return _check_sample_weight(sample_weight, X, dtype=np.float64, ensure_non_negative=True)
 
     def _make_module(self, n_features: int, seed: int) -> nn.Module:
         sizes = {"n_features_in": n_features} | self._output_sizes()

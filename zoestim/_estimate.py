@@ -37,6 +37,16 @@ class GradientEstimate:
         How many losses were asked for, the unperturbed one among them.
     gradient : SparseGradient
         Values at flat coordinates, in `named_parameters` order.
+
+    Examples
+    --------
+    >>> import torch
+    >>> from zoestim import estimate_gradient
+    >>> module = torch.nn.Linear(1, 1, bias=False).double()
+    >>> X, y = torch.ones(2, 1).double(), torch.zeros(2, 1).double()
+    >>> estimate = estimate_gradient(module, lambda outputs, y: outputs.mean(), X, y)
+    >>> round(float(estimate.as_dict()["weight"]), 6)
+    1.0
     """
 
     loss: float

@@ -23,7 +23,7 @@ from zoestim._callbacks import BudgetStop, Conductor, LearningRate, QueryProgres
 from zoestim._modules import check_names
 from zoestim._net import ArrayBatches, ZONet
 from zoestim._sklearn_callbacks import SklearnBridge
-from zoestim._training import StepSettings, TrainingStep
+from zoestim._training import StepSettings, TrainingStep, prunable
 from zoestim.evaluation import BlackBox, Objective
 from zoestim.gradients import resolve_estimator
 from zoestim.sparsity import Pruning
@@ -86,7 +86,9 @@ def prepare(
     net.batch_size = _batch_size(estimator, len(training))
     reserved = len(net.get_iterator(validation)) if validation else 0
     objective = estimator._make_objective(net.module_, net.criterion_)
-    net.zo_step.begin(_settings(estimator, reserved), objective)
+    settings = _settings(estimator, reserved)
+    _check_pruning(settings.pruning, objective)
+    net.zo_step.begin(settings, objective)
     net.lr = _lr(estimator)
     net.max_epochs = epochs or 1
     net.zo_batches_per_epoch = len(net.get_iterator(training, training=True))
@@ -152,7 +154,7 @@ def _optimizer_arguments(estimator: Any) -> dict[str, Any]:
             "price of a whole gradient estimate; expected an optimizer that takes one "
             "gradient a step, such as torch.optim.SGD or torch.optim.Adam."
         )
-    known = list(inspect.signature(optimizer).parameters)
+    known = [*inspect.signature(optimizer).parameters, "param_groups"]  # these are skorch's
     check_names(arguments, known, prefix="optimizer__", owner=optimizer.__name__)
     if optimizer is torch.optim.SGD:
         return {"momentum": MOMENTUM} | arguments
@@ -167,11 +169,12 @@ def _iterator_arguments(estimator: Any, root: torch.Generator) -> dict[str, Any]
         "iterator_train__device": device,
         "iterator_valid__device": device,
     }
-    given = {
-        f"{prefix}__{name}": value
-        for prefix in ("iterator_train", "iterator_valid")
-        for name, value in estimator._prefixed(prefix).items()
-    }
+    known = list(inspect.signature(ArrayBatches).parameters)
+    given: dict[str, Any] = {}
+    for prefix in ("iterator_train", "iterator_valid"):
+        arguments = estimator._prefixed(prefix)
+        check_names(arguments, known, prefix=f"{prefix}__", owner="ArrayBatches")
+        given |= {f"{prefix}__{name}": value for name, value in arguments.items()}
     return defaults | given
 
 
@@ -195,10 +198,24 @@ def _settings(estimator: Any, reserved: int) -> StepSettings:
     )
 
 
+def _check_pruning(pruning: Any, objective: Objective) -> None:
+    """Refuse rules and layers that do not exist, before anything is asked."""
+    if isinstance(pruning, Pruning):
+        pruning.check()
+    elif pruning is not None:
+        owner = f"The prunable part of {type(objective.module).__name__}"
+        check_names(pruning, prunable(objective), prefix="", owner=owner)
+        wrong = {name: ratio for name, ratio in pruning.items() if not 0 <= ratio <= 1}
+        if wrong:
+            raise ValueError(f"pruning has the ratios {wrong}; expected numbers in [0, 1].")
+
+
 def _strategy(estimator: Any) -> Any:
-    return resolve_estimator(
+    strategy = resolve_estimator(
         estimator.gradient, estimator.smoothing, estimator.scheme, estimator.n_directions
     )
+    strategy.queries(torch.arange(1), (1,), torch.Generator())  # refuses what it cannot use
+    return strategy
 
 
 def _lr(estimator: Any) -> float:

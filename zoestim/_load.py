@@ -12,7 +12,7 @@ from torch import Tensor
 
 from zoestim._classifier import ZOClassifier
 from zoestim._fitting import make_net
-from zoestim._persistence import FORMAT, decode, decode_array
+from zoestim._persistence import ARRAYS, FITTED, FORMAT, PLAIN, decode, decode_array
 from zoestim._regressor import ZORegressor
 from zoestim.evaluation import FeatureReuse
 
@@ -76,7 +76,7 @@ def _read(path: Path) -> tuple[dict[str, Any], dict[str, Tensor]]:
             header = (file.metadata() or {}).get("zoestim", "null")
             tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
         content = json.loads(header)
-    except (SafetensorError, json.JSONDecodeError) as error:
+    except (SafetensorError, json.JSONDecodeError, RecursionError) as error:
         raise ValueError(
             f"{path} is no readable safetensors file ({error}); expected one written by save. "
             "It may be truncated."
@@ -111,8 +111,11 @@ def _restore(
         if name not in given
     }
     estimator = CLASSES[content["class"]](**params | given)
-    estimator.__dict__.update({n: decode_array(v) for n, v in content["arrays"].items()})
-    estimator.__dict__.update(content["plain"] | content["fitted"])
+    estimator._check_extras()
+    arrays, plain = content["arrays"], content["plain"]
+    estimator.__dict__.update({n: decode_array(arrays[n]) for n in ARRAYS if n in arrays})
+    estimator.__dict__.update({n: plain[n] for n in PLAIN if n in plain})
+    estimator.__dict__.update({n: content["fitted"][n] for n in FITTED})
     estimator.feature_reuse_ = FeatureReuse(**content["feature_reuse"])
     net = make_net(estimator, estimator.n_features_in_)
     prefix = "module."

@@ -179,6 +179,5 @@ class ZOParameters(BaseEstimator):
             prefix, _, rest = name.partition("__")
             if not rest or prefix not in PREFIXES:
                 check_names([name], self._get_param_names(), prefix="", owner=owner)
-                check_names([prefix], PREFIXES, prefix="", owner=owner)
         if "lr" in self._prefixed("optimizer"):
             raise ValueError(f"{owner} takes the learning rate as lr; got optimizer__lr.")

@@ -95,7 +95,8 @@ def _encode_parameter(name: str, value: Any, tensors: dict[str, Tensor]) -> Any:
     if name == "initial_params" and value is not None:
         named = value if isinstance(value, Mapping) else {"": value}
         for key, array in named.items():
-            tensors[f"initial_params.{key}"] = torch.as_tensor(array).detach().clone()
+            tensor = array if isinstance(array, Tensor) else torch.as_tensor(np.array(array))
+            tensors[f"initial_params.{key}"] = tensor.detach().cpu().contiguous().clone()
         is_torch = any(isinstance(array, Tensor) for array in named.values())
         return {"$initial_params": list(named), "torch": is_torch}
     try:

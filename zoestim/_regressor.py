@@ -67,7 +67,7 @@ class ZORegressor(RegressorMixin, BaseZOEstimator):
         Any optimizer that takes one gradient a step; SGD has momentum 0.9 (Sec. 6.1) unless
         ``optimizer__momentum`` says otherwise.
     lr : float or None, default=None
-        The initial learning rate. None is 0.1 for ``"cge"`` and other strategies and
+        The initial learning rate. None is 0.03 for ``"cge"`` and other strategies and
         0.01 for ``"rge"``, with any optimizer; the best value depends on the task.
     max_epochs : int, default=100
         Passes over the data.
@@ -163,7 +163,7 @@ class ZORegressor(RegressorMixin, BaseZOEstimator):
     >>> from zoestim import ZORegressor
     >>> X = np.linspace(-1, 1, 50).reshape(-1, 1)
     >>> y = np.sin(3 * X[:, 0])
-    >>> model = ZORegressor(sparsity=0, random_state=0).fit(X, y)
+    >>> model = ZORegressor(sparsity=0, lr=0.1, max_epochs=300, random_state=0).fit(X, y)
     >>> bool(model.score(X, y) > 0.9)
     True
     """

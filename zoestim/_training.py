@@ -87,6 +87,8 @@ class TrainingStep:
 
     def begin(self, settings: StepSettings, objective: Objective) -> None:
         """Attach the objective of a fit and refuse a budget that allows no step at all."""
+        if hasattr(self, "settings") and _rule(self.settings) != _rule(settings):
+            self.schedule = None  # a continued fit with another rule starts another set
         self.settings = settings
         self.objective = objective
         self._prunable = prunable(objective)
@@ -246,6 +248,11 @@ class TrainingStep:
 
     def _draws(self, batch: Batch) -> RandomState:
         return RandomState.seeded(self._seed(), batch.X.device)
+
+
+def _rule(settings: StepSettings) -> tuple[Any, ...]:
+    """Return what a schedule of coordinate sets is made from, in a form that == compares."""
+    return settings.sparsity, settings.mask_interval, repr(settings.pruning)
 
 
 def prunable(objective: Objective) -> dict[str, int]:

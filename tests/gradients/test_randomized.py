@@ -149,7 +149,7 @@ def test_mean_estimate_of_a_linear_function_is_its_scaled_slope(scheme, distribu
 
 
 def test_no_direction_is_refused():
-    with pytest.raises(ValueError, match="n_directions must be at least 1; got 0"):
+    with pytest.raises(ValueError, match="n_directions must be an integer of at least 1; got 0"):
         draw(0)
 
 

@@ -65,7 +65,8 @@ class BlackBox(nn.Module):
             self._register(str(name), value)
 
     def _register(self, name: str, value: Arrays) -> None:
-        tensor = torch.as_tensor(value).detach().clone()
+        given = value if isinstance(value, Tensor) else np.array(value)  # it may be read-only
+        tensor = torch.as_tensor(given).detach().clone()
         if tensor.is_complex() or tensor.dtype == torch.bool:
             raise TypeError(
                 f"initial_params[{name!r}] holds {tensor.dtype}; expected real numbers. "

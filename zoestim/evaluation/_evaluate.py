@@ -23,7 +23,20 @@ MAX_FOLD = 256
 
 
 class QueryError(RuntimeError):
-    """A query gave no usable loss. The message names the coordinate and the batch."""
+    """A query gave no usable loss. The message names the coordinate and the batch.
+
+    Examples
+    --------
+    >>> import torch
+    >>> from zoestim import QueryError, estimate_gradient
+    >>> try:
+    ...     estimate_gradient(
+    ...         torch.nn.Linear(1, 1), lambda outputs, y: outputs.mean() / 0, [[1.0]], [0.0]
+    ...     )
+    ... except QueryError as error:
+    ...     print(str(error)[:37])
+    The loss at the current parameters is
+    """
 
 
 @dataclass(frozen=True)

@@ -32,7 +32,7 @@ class BatchLoss(nn.Module):
 
     def forward(self, outputs: Any, target: Any) -> Tensor:
         """Return the loss; `target` is y, or the pair of y and sample weights."""
-        y, weight = target if isinstance(target, tuple) else (target, None)
+        y, weight = target if isinstance(target, tuple | list) else (target, None)
         criterion = self.criterion if weight is None else self._per_sample()
         losses = criterion(outputs, y)
         if not isinstance(losses, Tensor):

@@ -22,7 +22,14 @@ from zoestim.evaluation._trace import trace, whole
 
 
 class FeatureReuseWarning(UserWarning):
-    """Some part of a module has no graph, so that queries run more of it than they need."""
+    """Some part of a module has no graph, so that queries run more of it than they need.
+
+    Examples
+    --------
+    >>> import warnings
+    >>> from zoestim import FeatureReuseWarning
+    >>> warnings.simplefilter("ignore", FeatureReuseWarning)  # slower queries are fine
+    """
 
 
 @dataclass(frozen=True)
@@ -107,6 +114,11 @@ class Objective:
         feature_reuse: bool = True,
         check_outputs: Callable[[Any, Batch], None] | None = None,
     ):
+        if isinstance(module, torch.jit.ScriptModule):
+            raise TypeError(
+                f"module is a {type(module).__name__}, whose parameters cannot be replaced for a "
+                "query; expected a plain torch.nn.Module. Pass the one it was made from."
+            )
         self.module = module
         self.loss = criterion if isinstance(criterion, BatchLoss) else BatchLoss(criterion)
         self.parameters = ParameterMap.of(module)

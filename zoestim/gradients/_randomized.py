@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from numbers import Integral
+
 import torch
 from sklearn.base import BaseEstimator
 from torch import Tensor
@@ -54,7 +56,7 @@ class RandomizedEstimator(BaseEstimator):
     ...     [((theta + asked.steps[k] * asked.direction(k)) ** 2).sum() for k in range(len(asked))]
     ... )
     >>> estimator.combine(asked, 5.0, losses).values.round(decimals=1)
-    tensor([2.0000, 4.0000], dtype=torch.float64)
+    tensor([2., 4.], dtype=torch.float64)
     """
 
     def __init__(
@@ -77,8 +79,10 @@ class RandomizedEstimator(BaseEstimator):
         self, coordinates: Tensor, segments: tuple[int, ...], generator: torch.Generator
     ) -> DirectionQueries:
         """Ask for the loss one step along each of q directions drawn on the coordinates."""
-        if self.n_directions < 1:
-            raise ValueError(f"n_directions must be at least 1; got {self.n_directions!r}.")
+        if not isinstance(self.n_directions, Integral) or self.n_directions < 1:
+            raise ValueError(
+                f"n_directions must be an integer of at least 1; got {self.n_directions!r}."
+            )
         if self.distribution not in DISTRIBUTIONS:
             expected = list(DISTRIBUTIONS)
             raise ValueError(f"distribution must be one of {expected}; got {self.distribution!r}.")

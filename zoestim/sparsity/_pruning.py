@@ -9,6 +9,7 @@ from sklearn.base import BaseEstimator
 from torch import Tensor
 
 from zoestim.sparsity._layerwise import (
+    RANKINGS,
     draw_coordinates,
     layer_ratios,
     n_kept,
@@ -60,6 +61,14 @@ class Pruning(BaseEstimator):
         self.scores = scores
         self.selection = selection
         self.ranking = ranking
+
+    def check(self) -> None:
+        """Refuse a rule that does not exist."""
+        allowed = {"scores": SCORES, "selection": SELECTIONS, "ranking": RANKINGS}
+        for name, known in allowed.items():
+            if getattr(self, name) not in known:
+                got = f"got {getattr(self, name)!r}"
+                raise ValueError(f"Pruning: {name} must be one of {list(known)}; {got}.")
 
 
 class CoordinateSchedule:
