@@ -4,11 +4,12 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
-import case_impure as impure
-import case_modules as modules
 import numpy as np
 import torch
 from torch import Tensor, nn
+
+import case_impure as impure
+import case_modules as modules
 
 TRAITS = {
     "opaque": "torch.fx cannot trace some submodule, or the root",

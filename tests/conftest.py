@@ -16,7 +16,7 @@ torch.set_num_threads(1)
 
 def global_rng_states() -> dict[str, object]:
     """Return the states of the global generators, such that == compares them."""
-    name, keys, *rest = np.random.get_state()
+    name, keys, *rest = np.random.get_state()  # noqa: NPY002
     return {
         "torch": torch.get_rng_state().tolist(),
         "numpy": (name, keys.tolist(), *rest),

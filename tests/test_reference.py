@@ -1,10 +1,11 @@
 """The reference and the table of cases are what the others are judged by: they come first."""
 
 import pytest
-import reference
 import torch
-from cases import CASES, TRAITS, Case, ids
 from torch import Tensor, fx, nn
+
+import reference
+from cases import CASES, TRAITS, Case, ids
 
 pytestmark = pytest.mark.usefixtures("global_rng_untouched")
 

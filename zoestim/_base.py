@@ -12,12 +12,11 @@ from sklearn.utils import get_tags
 from sklearn.utils.validation import _check_sample_weight, check_is_fitted, validate_data
 from torch import Tensor, nn
 
-from zoestim._fitting import as_input, prepare
 from zoestim._modules import build_criterion, build_module
 from zoestim._parameters import ZOParameters
 from zoestim._persistence import save
-from zoestim._sklearn_callbacks import CallbackSupportMixin
 from zoestim.evaluation import Batch, BatchLoss, Objective, unchanged_generators
+from zoestim.training import CallbackSupportMixin, as_input, prepare
 
 PREDICT_BATCH = 1024
 

@@ -11,10 +11,10 @@ from skorch.history import History
 from torch import Tensor
 
 from zoestim._classifier import ZOClassifier
-from zoestim._fitting import make_net
 from zoestim._persistence import ARRAYS, FITTED, FORMAT, PLAIN, decode, decode_array
 from zoestim._regressor import ZORegressor
 from zoestim.evaluation import FeatureReuse
+from zoestim.training import make_net
 
 CLASSES = {"ZOClassifier": ZOClassifier, "ZORegressor": ZORegressor}
 

@@ -295,7 +295,9 @@ def test_missing_path_says_where_to_get_the_data(tmp_path):
 
 def test_folder_with_neither_layout_is_refused(tmp_path):
     (tmp_path / "cat.png").write_bytes(b"")
-    with pytest.raises(ValueError, match="no CIFAR-10 data for split='train' in .*Pass the folder"):
+    with pytest.raises(
+        ValueError, match=r"no CIFAR-10 data for split='train' in .*Pass the folder"
+    ):
         load_cifar10(tmp_path)
 
 

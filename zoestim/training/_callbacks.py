@@ -9,7 +9,7 @@ from typing import Any
 from skorch.callbacks import Callback
 from tqdm.auto import tqdm
 
-from zoestim._net import ZONet
+from zoestim.training._net import ZONet
 
 LR_SCHEDULES = ("cosine", "constant")
 

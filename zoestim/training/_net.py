@@ -11,8 +11,8 @@ from skorch.dataset import unpack_data
 from torch import Tensor
 from torch.utils.data import TensorDataset
 
-from zoestim._training import TrainingStep
 from zoestim.evaluation import Batch
+from zoestim.training._step import TrainingStep
 
 
 class ZONet(NeuralNet):

@@ -6,7 +6,7 @@ from typing import Any
 
 from skorch.callbacks import Callback
 
-from zoestim._net import ZONet
+from zoestim.training._net import ZONet
 
 try:
     from sklearn.callback import CallbackSupportMixin

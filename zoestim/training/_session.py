@@ -19,16 +19,16 @@ from skorch.helper import predefined_split
 from torch import Tensor, nn
 from torch.utils.data import TensorDataset
 
-from zoestim._callbacks import BudgetStop, Conductor, LearningRate, QueryProgress
 from zoestim._modules import check_names
-from zoestim._net import ArrayBatches, ZONet
-from zoestim._sklearn_callbacks import SklearnBridge
-from zoestim._training import StepSettings, TrainingStep, prunable
 from zoestim.evaluation import BlackBox, Objective
 from zoestim.gradients import resolve_estimator
 from zoestim.sparsity import Pruning
+from zoestim.training._callbacks import BudgetStop, Conductor, LearningRate, QueryProgress
+from zoestim.training._net import ArrayBatches, ZONet
+from zoestim.training._scores import draw_seed
+from zoestim.training._sklearn_callbacks import SklearnBridge
+from zoestim.training._step import StepSettings, TrainingStep, prunable
 
-_SEED_LIMIT = 2**63 - 1
 AUTO_BATCH = 200  # as scikit-learn's MLPs
 MOMENTUM = 0.9  # Sec. 6.1
 PRECISIONS = {"float32": torch.float32, "float64": torch.float64}
@@ -122,7 +122,7 @@ def make_net(estimator: Any, n_features: int) -> ZONet:
     """Return an initialised net with a fresh module, optimizer and generators."""
     optimizer_arguments = _optimizer_arguments(estimator)
     root = _root_generator(estimator.random_state)
-    module = estimator._make_module(n_features, _draw(root))
+    module = estimator._make_module(n_features, draw_seed(root))
     if estimator.precision != "auto":
         module = module.to(PRECISIONS[estimator.precision])
     net = ZONet(
@@ -141,7 +141,7 @@ def make_net(estimator: Any, n_features: int) -> ZONet:
         **_log_arguments(estimator),
     )
     net.initialize()
-    net.zo_step = TrainingStep(torch.Generator().manual_seed(_draw(root)))
+    net.zo_step = TrainingStep(torch.Generator().manual_seed(draw_seed(root)))
     net.iterator_train__proceed = net.zo_step.affordable
     return net
 
@@ -162,7 +162,7 @@ def _optimizer_arguments(estimator: Any) -> dict[str, Any]:
 
 
 def _iterator_arguments(estimator: Any, root: torch.Generator) -> dict[str, Any]:
-    device, shuffler = estimator.device, torch.Generator().manual_seed(_draw(root))
+    device, shuffler = estimator.device, torch.Generator().manual_seed(draw_seed(root))
     defaults = {
         "iterator_train__shuffle": True,
         "iterator_train__generator": shuffler,
@@ -244,7 +244,7 @@ def _split(estimator: Any, data: TensorDataset) -> tuple[TensorDataset, TensorDa
         np.arange(len(data)),
         test_size=estimator.validation_fraction,
         stratify=stratify,
-        random_state=_draw(_root_generator(estimator.random_state)) % 2**32,
+        random_state=draw_seed(_root_generator(estimator.random_state)) % 2**32,
     )
     training, validation = (TensorDataset(*data[torch.as_tensor(part)]) for part in indices)
     return training, validation
@@ -323,7 +323,3 @@ def _root_generator(random_state: Any) -> torch.Generator:
         return torch.Generator().manual_seed(secrets.randbits(63))
     seed = check_random_state(random_state).randint(np.iinfo(np.int32).max)
     return torch.Generator().manual_seed(int(seed))
-
-
-def _draw(generator: torch.Generator) -> int:
-    return int(torch.randint(_SEED_LIMIT, (), generator=generator))

@@ -2,25 +2,17 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
 import torch
 from torch import Tensor
-from torch.func import functional_call
 
-from zoestim.evaluation import Batch, BlackBox, Objective, ParameterMap, RandomState, evaluate
+from zoestim.evaluation import Batch, BlackBox, Objective, RandomState, evaluate
 from zoestim.gradients import GradientEstimator, RandomizedEstimator
-from zoestim.sparsity import (
-    CoordinateSchedule,
-    Pruning,
-    first_order_grasp_scores,
-    grasp_scores,
-)
-
-_SEED_LIMIT = 2**63 - 1
+from zoestim.sparsity import CoordinateSchedule, Pruning
+from zoestim.training._scores import draw_seed, score_weights, scoring_cost
 
 
 @dataclass(frozen=True)
@@ -112,7 +104,8 @@ class TrainingStep:
         estimator, parameters = self.settings.estimator, self.objective.parameters
         queries = estimator.queries(self.active, parameters.segments(self.active), self.generator)
         self.n_queries += len(queries) + 1
-        found = evaluate(self.objective, batch, queries, self._draws(batch))
+        random = RandomState.seeded(draw_seed(self.generator), batch.X.device)
+        found = evaluate(self.objective, batch, queries, random)
         gradient = estimator.combine(queries, found.base_loss, found.losses)
         self.objective.write_gradient(gradient.dense(parameters.size))
         self.objective.keep_buffers(found.tensors)
@@ -128,9 +121,9 @@ class TrainingStep:
             return
         idle = torch.ones(parameters.size, dtype=torch.bool)
         idle[self.active] = False
-        for name, value in self.objective.theta().items():
-            mask = parameters.split(idle)[name].to(value.device)
-            value[mask] = self._before[name][mask]
+        theta = self.objective.theta()
+        for name, mask in parameters.split(idle.to(next(iter(theta.values())).device)).items():
+            theta[name][mask] = self._before[name][mask]
 
     def next_cost(self) -> int:
         """Return how many queries the next step needs, with scores that fall due."""
@@ -138,8 +131,8 @@ class TrainingStep:
             scoring = self.schedule.scores_next(self.epoch)
         else:
             scoring = self._sparse and isinstance(self.settings.pruning, Pruning)
-        kind = getattr(self.settings.pruning, "scores", None)
-        pruning = 2 * (self.settings.n_pruning_queries + 1) if kind == "zo-grasp" else 0
+        kind = getattr(self.settings.pruning, "scores", "")
+        pruning = scoring_cost(kind, self.settings.n_pruning_queries)
         step = 1 + self.settings.estimator.n_queries(self._n_active())
         return scoring * pruning + step
 
@@ -192,62 +185,12 @@ class TrainingStep:
 
     def _scores(self, kind: str) -> dict[str, Tensor]:
         """Return the scores of the prunable weights on the batch of this step."""
-        parameters, names = self.objective.parameters, tuple(self._prunable)
-        theta = {name: self._before[name].to(torch.float64) for name in names}
-        if kind == "magnitude":
-            return theta
-        if kind == "random":
-            return {
-                name: torch.randn(value.shape, generator=self.generator)
-                for name, value in theta.items()
-            }
-        part = ParameterMap(names, tuple(theta[name].shape for name in names))
-        flat = torch.cat([theta[name].flatten() for name in names])
-        if kind == "fo-grasp":
-            return part.split(first_order_grasp_scores(flat, self._differentiable_loss(part)))
-        coordinates = parameters.flatten({n: torch.arange(s) for n, s in part.sizes.items()})
-        seed, draws = self._seed(), self._draws(self._batch)
-        rge = RandomizedEstimator(self.settings.n_pruning_queries, self.settings.smoothing)
-
-        def gradient(moved: Tensor) -> Tensor:
-            generator = torch.Generator().manual_seed(seed)  # the same directions each time
-            queries = rge.queries(coordinates, parameters.segments(coordinates), generator)
-            self.n_queries += len(queries) + 1
-            with self._moved(part.split(moved)):
-                found = evaluate(self.objective, self._batch, queries, draws)
-            return rge.combine(queries, found.base_loss, found.losses).values
-
-        return part.split(grasp_scores(flat.cpu(), gradient, self.settings.smoothing))
-
-    @contextmanager
-    def _moved(self, theta: Mapping[str, Tensor]) -> Iterator[None]:
-        """Put other values into the module, and the old ones back, bit for bit."""
-        own = self.objective.theta()
-        try:
-            for name, value in theta.items():
-                own[name].copy_(value)
-            yield
-        finally:
-            for name in theta:
-                own[name].copy_(self._before[name])
-
-    def _differentiable_loss(self, part: ParameterMap) -> Any:
-        module, batch = self.objective.module, self._batch
-        buffers = {name: buffer.clone() for name, buffer in module.named_buffers()}
-
-        def loss(flat: Tensor) -> Tensor:
-            named = {name: v.to(self._before[name]) for name, v in part.split(flat).items()}
-            fresh = {name: buffer.clone() for name, buffer in buffers.items()}
-            outputs = functional_call(module, {**named, **fresh}, (batch.X,))
-            return self.objective.loss(outputs, batch.target)
-
-        return loss
-
-    def _seed(self) -> int:
-        return int(torch.randint(_SEED_LIMIT, (), generator=self.generator))
-
-    def _draws(self, batch: Batch) -> RandomState:
-        return RandomState.seeded(self._seed(), batch.X.device)
+        settings = self.settings
+        self.n_queries += scoring_cost(kind, settings.n_pruning_queries)
+        estimator = RandomizedEstimator(settings.n_pruning_queries, settings.smoothing)
+        return score_weights(
+            kind, self.objective, self._batch, self._prunable, estimator, self.generator
+        )
 
 
 def _rule(settings: StepSettings) -> tuple[Any, ...]:
