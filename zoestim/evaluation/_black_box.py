@@ -90,7 +90,10 @@ class BlackBox(nn.Module):
         given = {name: self._hand_over(value) for name, value in zip(names, values, strict=True)}
         outputs = self.function(given["params"] if self._single else given, self._hand_over(x))
         tensor = torch.as_tensor(outputs, device=x.device)
-        return tensor.to(values[0].dtype) if tensor.is_floating_point() else tensor
+        if not tensor.is_floating_point():
+            return tensor
+        # Inside a network the layers around the box set the type; alone its parameters do.
+        return tensor.to(x.dtype if x.is_floating_point() else values[0].dtype)
 
     def _hand_over(self, value: Tensor) -> Arrays:
         copy = value.detach().clone()
