@@ -408,7 +408,7 @@ LINEAR = case_of("linear")
         (
             {"method": "rge", "n_directions": 0},
             ValueError,
-            r"n_directions must be at least 1; got 0\.",
+            r"n_directions must be an integer of at least 1; got 0\.",
         ),
         (
             {"precision": "float16"},

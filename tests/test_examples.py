@@ -1,0 +1,60 @@
+"""Every example and benchmark runs, at a tiny size, and prints the table it promises."""
+
+import json
+import runpy
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from benchmarks import defaults, resnet20_slice
+
+ROOT = Path(__file__).resolve().parents[1]
+TINY = {"demo.py": ["--max-queries", "1500", "--verbose", "0"]}
+PROMISED = {"demo.py": ["test accuracy", "zoestim, loss values only", "backprop", "max_queries"]}
+EXAMPLES = sorted((ROOT / "examples").glob("*.py"))
+
+
+@pytest.mark.parametrize("example", EXAMPLES, ids=lambda path: path.name)
+def test_example_prints_its_table(example, monkeypatch, capsys):
+    monkeypatch.setattr(sys, "argv", [str(example), *TINY[example.name]])
+    runpy.run_path(str(example), run_name="__main__")
+    printed = capsys.readouterr().out
+    assert [text for text in PROMISED[example.name] if text not in printed] == []
+
+
+def test_defaults_are_compared_and_written_with_versions(tmp_path, capsys):
+    out = tmp_path / "defaults.json"
+    rows = defaults.main(["--datasets", "iris", "--folds", "2", "--out", str(out)])
+    title, header, iris = capsys.readouterr().out.splitlines()
+    assert title.startswith("2-fold mean score")
+    assert header.split() == ["zoestim", "MLP", "difference", "queries", "seconds", "MLP", "s"]
+    assert iris.startswith("iris")
+    written = json.loads(out.read_text())
+    assert written["rows"] == rows
+    assert {"zoestim", "torch", "scikit-learn", "python"} <= written["versions"].keys()
+    assert len(rows[0]["queries"]) == len(rows[0]["mlp_scores"]) == 2
+
+
+@pytest.fixture
+def images(tmp_path):
+    """Return a folder of random images, one of each of two classes."""
+    rng = np.random.default_rng(0)
+    for name in ("cat", "dog"):
+        (tmp_path / "train" / name).mkdir(parents=True)
+        pixels = rng.integers(0, 256, (32, 32, 3), dtype=np.uint8)
+        Image.fromarray(pixels).save(tmp_path / "train" / name / "0.png")
+    return tmp_path
+
+
+def test_resnet20_slice_takes_its_steps_and_spends_its_budget(images, capsys):
+    tiny = ["--n-samples", "2", "--batch-size", "2", "--steps", "2", "--n-pruning-queries", "1"]
+    losses = resnet20_slice.main(["--data", str(images), "--sparsity", "0.99999", *tiny])
+    printed = capsys.readouterr().out
+    coordinates = resnet20_slice.n_coordinates(0.99999)
+    assert len(losses) == 3
+    assert f"{4 + 2 * (coordinates + 1):,} queries in" in printed
+    assert "ms a coordinate" in printed
+    assert "ended by max_" in printed
