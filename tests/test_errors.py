@@ -372,6 +372,15 @@ def test_a_refused_fit_leaves_the_earlier_one_as_it_was(params: dict, data: tupl
     assert (model.n_features_in_, model.n_queries_, model.n_iter_) == (2, queries, 5)
 
 
+def test_a_fit_that_fails_before_it_learned_anything_leaves_the_earlier_one():
+    model = boxed().fit(X, Y)
+    once, queries = model.predict_proba(X), model.n_queries_
+    model.set_params(criterion=lambda outputs, y: outputs.mean() * float("nan"))
+    refuses(model, "The loss at the current parameters is nan", QueryError)
+    np.testing.assert_array_equal(model.predict_proba(X), once)
+    assert (model.n_queries_, model.termination_condition_) == (queries, "max_epochs")
+
+
 def test_a_refused_first_fit_leaves_nothing():
     model = boxed(sparsity=2)
     refuses(model, "sparsity")

@@ -53,7 +53,7 @@ def test_resnet20_slice_takes_its_steps_and_spends_its_budget(images, capsys):
     tiny = ["--n-samples", "2", "--batch-size", "2", "--steps", "2", "--n-pruning-queries", "1"]
     losses = resnet20_slice.main(["--data", str(images), "--sparsity", "0.99999", *tiny])
     printed = capsys.readouterr().out
-    coordinates = resnet20_slice.n_coordinates(0.99999)
+    coordinates = resnet20_slice.n_coordinates(0.99999, n_classes=2)
     assert len(losses) == 3
     assert f"{4 + 2 * (coordinates + 1):,} queries in" in printed
     assert "ms a coordinate" in printed

@@ -58,7 +58,7 @@ class BaseZOEstimator(CallbackSupportMixin, ZOParameters):
 
     def _fit(self, X: Any, y: Any, sample_weight: Any, continued: bool, epochs: int | None) -> Self:
         """Train for some epochs; None is one, at a constant learning rate."""
-        before = dict(vars(self))
+        before, net = dict(vars(self)), None
         try:
             self._check_extras()
             X, y = self._validate(X, y, reset=not continued)
@@ -67,12 +67,14 @@ class BaseZOEstimator(CallbackSupportMixin, ZOParameters):
                 raise ValueError("All weights are zero; expected at least one positive weight.")
             target = self._encode_target(y, weight, reset=not continued)
             session = prepare(self, X, y, target, weight, continued=continued, epochs=epochs)
+            net = session.net
+            session.run(self)
         except BaseException:
-            # What is refused leaves an earlier fit as it was.
-            self.__dict__.clear()
-            self.__dict__.update(before)
+            if net is None or (net.zo_step.n_steps == 0 and "net_" in before):
+                # What fails before it has learned anything leaves an earlier fit as it was.
+                self.__dict__.clear()
+                self.__dict__.update(before)
             raise
-        session.run(self)
         return self
 
     def _validate(self, X: Any, y: Any = "no_validation", *, reset: bool) -> Any:

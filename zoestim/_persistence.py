@@ -131,7 +131,7 @@ def _public_name(value: Any) -> str:
     for namespace, module in NAMESPACES.items():
         if name and getattr(module, name, None) is value:
             return f"{namespace}.{name}"
-    raise Unstorable(repr(value))
+    raise Unstorable(getattr(value, "__qualname__", type(value).__qualname__))
 
 
 def decode(stored: Any) -> Any:

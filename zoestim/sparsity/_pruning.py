@@ -93,7 +93,7 @@ class CoordinateSchedule:
     Attributes
     ----------
     ratios : dict from layer name to float
-        The fraction of each layer that is pruned.
+        The fraction of each layer that is pruned in the current set.
     """
 
     def __init__(
@@ -120,10 +120,16 @@ class CoordinateSchedule:
             return {name: self.pruning.get(name, self.sparsity) for name in self.sizes}
         if self.pruning.scores == "uniform" or self.sparsity == 0:
             return dict.fromkeys(self.sizes, self.sparsity)
-        scores = self.score(self.pruning.scores)
         if self.pruning.selection != "dynamic":
-            self._current = top_coordinates(scores, self.sparsity, self.pruning.ranking)
+            self._current = self._best(self.pruning)
+            return self.ratios
+        scores = self.score(self.pruning.scores)
         return layer_ratios(scores, self.sparsity, self.pruning.ranking)
+
+    def _best(self, rule: Pruning) -> dict[str, Tensor]:
+        best = top_coordinates(self.score(rule.scores), self.sparsity, rule.ranking)
+        self.ratios = {name: 1 - len(best[name]) / size for name, size in self.sizes.items()}
+        return best
 
     def coordinates(self, epoch: int) -> dict[str, Tensor]:
         """Return the set for the next batch, renewing it first when that is due."""
@@ -166,5 +172,5 @@ class CoordinateSchedule:
     def _renew(self) -> dict[str, Tensor]:
         rule = self.pruning
         if isinstance(rule, Pruning) and self._scores_anew():
-            return top_coordinates(self.score(rule.scores), self.sparsity, rule.ranking)
+            return self._best(rule)
         return draw_coordinates(self.ratios, self.sizes, self.generator)

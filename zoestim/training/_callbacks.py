@@ -126,8 +126,10 @@ class QueryProgress(Callback):
             self._bar.set_postfix(queries=net.zo_step.n_queries, loss=f"{loss:.4g}", refresh=False)
             self._bar.update()
 
-    def on_train_end(self, net: ZONet, **kwargs: Any) -> None:
-        self._bar.close()
+    def close(self) -> None:
+        """Leave the bar as it stands, also after an error, which skorch does not tell of."""
+        if hasattr(self, "_bar"):
+            self._bar.close()
 
     def __getstate__(self) -> dict[str, Any]:
         return {key: value for key, value in self.__dict__.items() if key != "_bar"}

@@ -290,6 +290,9 @@ def _attached(net: ZONet, callbacks: Sequence[Callback]) -> Iterator[None]:
         yield
     finally:
         net.callbacks_ = own
+        for callback in callbacks:
+            if isinstance(callback, QueryProgress):
+                callback.close()
 
 
 def _store(estimator: Any, objective: Objective) -> None:

@@ -61,6 +61,8 @@ class TrainingStep:
     ----------
     n_queries : int
         Losses asked for so far.
+    n_steps : int
+        Steps that were finished.
     schedule : CoordinateSchedule or None
         The sparse coordinate sets, from the first batch on; None queries everything.
     active : Tensor of int64
@@ -73,6 +75,7 @@ class TrainingStep:
     def __init__(self, generator: torch.Generator):
         self.generator = generator
         self.n_queries = 0
+        self.n_steps = 0
         self.epoch = 0
         self.schedule: CoordinateSchedule | None = None
         self.active = torch.empty(0, dtype=torch.int64)
@@ -109,6 +112,7 @@ class TrainingStep:
         gradient = estimator.combine(queries, found.base_loss, found.losses)
         self.objective.write_gradient(gradient.dense(parameters.size))
         self.objective.keep_buffers(found.tensors)
+        self.n_steps += 1
         return found.base_loss, found.outputs
 
     def restrict_update(self) -> None:
