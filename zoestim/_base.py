@@ -15,8 +15,8 @@ from torch import Tensor, nn
 from zoestim._modules import build_criterion, build_module
 from zoestim._parameters import ZOParameters
 from zoestim._persistence import save
-from zoestim.evaluation import Batch, BatchLoss, Objective, unchanged_generators
-from zoestim.training import CallbackSupportMixin, as_input, prepare
+from zoestim.evaluation import Batch, BatchLoss, Objective, as_input, unchanged_generators
+from zoestim.training import CallbackSupportMixin, prepare
 
 PREDICT_BATCH = 1024
 
@@ -125,8 +125,8 @@ class BaseZOEstimator(CallbackSupportMixin, ZOParameters):
         module.eval()
         try:
             with torch.no_grad(), unchanged_generators(torch.device(self.device)):
-                parts = as_input(X, module).split(PREDICT_BATCH)
-                return torch.cat([module(part).cpu() for part in parts])
+                parts, device = as_input(X, module).split(PREDICT_BATCH), self.device
+                return torch.cat([module(part.to(device)).cpu() for part in parts])
         finally:
             module.train(training)
 

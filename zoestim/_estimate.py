@@ -3,17 +3,26 @@
 from __future__ import annotations
 
 import copy
-import secrets
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 import torch
-from sklearn.utils import check_random_state
 from torch import Tensor, nn
 
-from zoestim.evaluation import Batch, Objective, ParameterMap, evaluate
+from zoestim.evaluation import (
+    PRECISIONS,
+    Batch,
+    BatchLoss,
+    Objective,
+    ParameterMap,
+    as_input,
+    as_tensor,
+    evaluate,
+    first_parameter,
+    private_generator,
+)
 from zoestim.gradients import (
     N_DIRECTIONS,
     SMOOTHING,
@@ -21,8 +30,6 @@ from zoestim.gradients import (
     SparseGradient,
     resolve_estimator,
 )
-
-PRECISIONS = {"float32": torch.float32, "float64": torch.float64}
 
 
 @dataclass(frozen=True)
@@ -144,12 +151,14 @@ def estimate_gradient(
     """
     _check_module(module)
     given, module = module, _converted(module, precision)
-    objective = Objective(module, criterion, feature_reuse=feature_reuse)
+    like = first_parameter(module)
+    loss = BatchLoss(copy.deepcopy(criterion)).to(like)  # class weights in the module's type
+    objective = Objective(module, loss, feature_reuse=feature_reuse)
     estimator = resolve_estimator(method, smoothing, scheme, n_directions, "method")
     parameters = objective.parameters
     flat = _flat_coordinates(coordinates, parameters)
-    batch = Batch(_like_module(X, module), torch.as_tensor(y).to(_device(module)))
-    queries = estimator.queries(flat, parameters.segments(flat), _generator(random_state))
+    batch = Batch(as_input(X, module).to(like.device), as_tensor(y).to(like.device))
+    queries = estimator.queries(flat, parameters.segments(flat), private_generator(random_state))
     found = evaluate(objective, batch, queries)
     gradient = estimator.combine(queries, found.base_loss, found.losses)
     estimate = GradientEstimate(found.base_loss, len(queries) + 1, gradient, parameters)
@@ -166,11 +175,6 @@ def _check_module(module: Any) -> None:
             f"module must be a torch.nn.Module instance; got {type(module).__name__}. Wrap a "
             "function f(params, X) as BlackBox(f, initial_params)."
         )
-    if not any(p.requires_grad for p in module.parameters()):
-        raise ValueError(
-            f"{type(module).__name__} has no trainable parameter; expected at least one with "
-            "requires_grad=True."
-        )
 
 
 def _converted(module: nn.Module, precision: str) -> nn.Module:
@@ -179,24 +183,6 @@ def _converted(module: nn.Module, precision: str) -> nn.Module:
     if precision not in PRECISIONS:
         raise ValueError(f"precision must be one of {['auto', *PRECISIONS]}; got {precision!r}.")
     return copy.deepcopy(module).to(PRECISIONS[precision])
-
-
-def _device(module: nn.Module) -> torch.device:
-    return next(module.parameters()).device
-
-
-def _like_module(X: Any, module: nn.Module) -> Tensor:
-    tensor = torch.as_tensor(X)
-    floating = next(p for p in module.parameters() if p.requires_grad)
-    return tensor.to(floating) if tensor.is_floating_point() else tensor.to(floating.device)
-
-
-def _generator(random_state: Any) -> torch.Generator:
-    """Return a private generator; no seed means a fresh one, not numpy's global state."""
-    if random_state is None:
-        return torch.Generator().manual_seed(secrets.randbits(63))
-    seed = check_random_state(random_state).randint(np.iinfo(np.int32).max)
-    return torch.Generator().manual_seed(int(seed))
 
 
 def _flat_coordinates(coordinates: Mapping[str, Any] | None, parameters: ParameterMap) -> Tensor:

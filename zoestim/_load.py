@@ -117,7 +117,7 @@ def _restore(
     estimator.__dict__.update({n: plain[n] for n in PLAIN if n in plain})
     estimator.__dict__.update({n: content["fitted"][n] for n in FITTED})
     estimator.feature_reuse_ = FeatureReuse(**content["feature_reuse"])
-    net = make_net(estimator, estimator.n_features_in_)
+    net = make_net(estimator)
     prefix = "module."
     state = {n.removeprefix(prefix): t for n, t in tensors.items() if n.startswith(prefix)}
     net.module_.load_state_dict(state)

@@ -11,7 +11,7 @@ from typing import Any
 import torch
 from torch import nn
 
-from zoestim.evaluation import BlackBox, RandomState, unchanged_generators
+from zoestim.evaluation import BlackBox, RandomState, first_parameter, unchanged_generators
 from zoestim.models import MLP
 
 
@@ -46,7 +46,7 @@ def build_module(
     with unchanged_generators(cpu):
         RandomState.seeded(seed, cpu).restore()
         built = _build(module, initial_params, arguments, sizes)
-    _check_parameters(built)
+    first_parameter(built)  # refuses to have none
     return built
 
 
@@ -141,11 +141,3 @@ def _refuse_arguments(prefix: str, arguments: Mapping[str, Any], reason: str) ->
     if arguments:
         names = [f"{prefix}{name}" for name in arguments]
         raise ValueError(f"{names} cannot be used: {reason}.")
-
-
-def _check_parameters(module: nn.Module) -> None:
-    if not any(p.requires_grad for p in module.parameters()):
-        raise ValueError(
-            f"{type(module).__name__} has no trainable parameter; expected at least one with "
-            "requires_grad=True."
-        )

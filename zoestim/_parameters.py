@@ -29,7 +29,7 @@ class ZOParameters(BaseEstimator):
         "module": [None, callable, type, nn.Module],
         "initial_params": [None, "array-like", dict, torch.Tensor],
         "criterion": [None, callable, type],
-        "gradient": [StrOptions({"cge", "rge"}), HasMethods(["queries", "combine"])],
+        "gradient": [StrOptions({"cge", "rge"}), HasMethods(["n_queries", "queries", "combine"])],
         "smoothing": [Interval(Real, 0, None, closed="neither")],
         "scheme": [StrOptions(set(SCHEMES))],
         "n_directions": [Interval(Integral, 1, None, closed="left")],

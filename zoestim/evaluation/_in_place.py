@@ -11,18 +11,12 @@ import torch
 from torch import Tensor, fx, nn
 from torch.nn import functional as F
 
+_NAMES = (
+    *("add", "sub", "mul", "truediv", "floordiv", "mod", "pow", "matmul"),
+    *("lshift", "rshift", "and_", "or_", "xor"),
+)
 _TWINS: dict[Any, Callable[..., Any]] = {
-    operator.iadd: operator.add,
-    operator.isub: operator.sub,
-    operator.imul: operator.mul,
-    operator.itruediv: operator.truediv,
-    operator.ifloordiv: operator.floordiv,
-    operator.imod: operator.mod,
-    operator.ipow: operator.pow,
-    operator.imatmul: operator.matmul,
-    operator.iand: operator.and_,
-    operator.ior: operator.or_,
-    operator.ixor: operator.xor,
+    getattr(operator, "i" + name.rstrip("_")): getattr(operator, name) for name in _NAMES
 }
 
 # Results that may share memory with their input: writing into one writes into the other.
@@ -52,8 +46,17 @@ def functionalize(graph: fx.Graph, root: nn.Module) -> None:
         written = node.args[0]
         if not isinstance(written, fx.Node) or _shares_memory(written):
             raise Untraceable(f"{node.name} writes in place into a view or an input")
-        if any(order[user] > order[node] for user in written.users):
+        if any(order[user] > order[node] for user in _readers(written)):
             raise Untraceable(f"{node.name} writes in place into a value that is used again")
+
+
+def _readers(node: fx.Node) -> set[fx.Node]:
+    """Return the nodes that read a value, be it through a view of it."""
+    readers = set(node.users)
+    for user in node.users:
+        if _shares_memory(user):
+            readers |= _readers(user)
+    return readers
 
 
 def _shares_memory(node: fx.Node) -> bool:

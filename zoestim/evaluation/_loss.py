@@ -36,7 +36,8 @@ class BatchLoss(nn.Module):
         criterion = self.criterion if weight is None else self._per_sample()
         losses = criterion(outputs, y)
         if not isinstance(losses, Tensor):
-            losses = torch.as_tensor(losses, dtype=torch.float64)
+            device = y.device if isinstance(y, Tensor) else None
+            losses = torch.as_tensor(losses, dtype=torch.float64, device=device)
         if losses.ndim == 0:
             self._refuse_weights(weight)
             return losses.to(torch.float64)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
+from functools import cached_property
 from itertools import accumulate
 
 import torch
@@ -33,18 +34,18 @@ class ParameterMap:
         named = {name: p for name, p in module.named_parameters() if p.requires_grad}
         return cls(tuple(named), tuple(p.shape for p in named.values()))
 
-    @property
+    @cached_property
     def sizes(self) -> dict[str, int]:
         """The number of coordinates of each parameter."""
         return {name: shape.numel() for name, shape in zip(self.names, self.shapes, strict=True)}
 
-    @property
+    @cached_property
     def starts(self) -> dict[str, int]:
         """The first flat coordinate of each parameter."""
         ends = accumulate(self.sizes.values(), initial=0)
         return dict(zip(self.names, ends, strict=False))
 
-    @property
+    @cached_property
     def size(self) -> int:
         """The number of coordinates d."""
         return sum(self.sizes.values())

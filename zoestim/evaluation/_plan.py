@@ -43,8 +43,8 @@ def make_chunks(
 ) -> Iterator[Chunk]:
     """Cut queries into chunks of at most ``fold_size(names)`` each.
 
-    The chunks depend on the queries and the model alone, so that the arithmetic, and with
-    it every bit of the result, is the same wherever they run.
+    The chunks depend on the queries, the model and the batch alone, so that the arithmetic,
+    and with it every bit of the result, is the same wherever they run.
     """
     if isinstance(queries, DirectionQueries):
         yield from _direction_chunks(queries, parameters, theta, fold_size)

@@ -58,10 +58,17 @@ class Program:
     traced : nn.Module
         The copy that was traced: it holds the graph's constants and those activations
         whose in-place form was switched off.
+    in_place : bool, default=False
+        Whether modules run with parameters written into them, and put back, rather than
+        swapped for a call: for modules that reach their parameters by other ways than
+        their names.
     """
 
-    def __init__(self, module: nn.Module, graph: fx.Graph, traced: nn.Module):
+    def __init__(
+        self, module: nn.Module, graph: fx.Graph, traced: nn.Module, in_place: bool = False
+    ):
         self.module = module
+        self.in_place = in_place
         self.nodes = tuple(graph.nodes)
         self._traced = traced
         self._canonical = _first_names(module.named_parameters(remove_duplicate=False))
@@ -77,12 +84,14 @@ class Program:
             return {name: self._canonical[name]} if name in self._canonical else {}
         if node.op != "call_module":
             return {}
-        prefix = f"{node.target}." if node.target else ""
-        return {
-            name[len(prefix) :]: first
-            for name, first in self._canonical.items()
-            if name.startswith(prefix)
-        }
+        prefix, names = f"{node.target}." if node.target else "", {}
+        # Each module once, whatever its names: a place can be given one tensor only.
+        for path, owner in self.module.get_submodule(str(node.target)).named_modules():
+            for attribute in (*owner._parameters, *owner._buffers):
+                local = f"{path}.{attribute}" if path else attribute
+                if prefix + local in self._canonical:
+                    names[local] = self._canonical[prefix + local]
+        return names
 
     def dependents(self, names: Iterable[str]) -> tuple[fx.Node, ...]:
         """Return, in order, the nodes whose value changes with the named parameters.
@@ -112,16 +121,14 @@ class Program:
         """Run the whole graph at the module's own parameters."""
         own = [*self.module.named_parameters(), *self.module.named_buffers()]
         done = Pass(tensors={name: tensor.detach().clone() for name, tensor in own})
-        versions = {}
         for node in self.nodes:
             state = RandomState.current(x.device)
-            done.values[node] = x if node.op == "placeholder" else self._run_first(node, done)
+            if node.op == "placeholder":  # the second and further ones have a default
+                done.values[node] = node.args[0] if node.args else x
+            else:
+                done.values[node] = self._run_first(node, done)
             if RandomState.current(x.device) != state:
                 done.random[node] = state
-            versions[node] = _versions(done.values[node])
-        for node, version in versions.items():
-            if _versions(done.values[node]) != version:
-                raise OverwrittenFeature(node.name)
         return done
 
     def _run_first(self, node: fx.Node, done: Pass) -> Any:
@@ -130,7 +137,8 @@ class Program:
         if node.op == "get_attr":
             return next(iter(tensors.values())).clone() if tensors else self._constant(node)
         args, kwargs = _arguments(node, done.values, {})
-        found = {local: tensor.clone() for local, tensor in tensors.items()}
+        copies = {name: done.tensors[name].clone() for name in names.values()}
+        found = {local: copies[name] for local, name in names.items()}
         versions = _versions(tensors)
         result = self._call(node, tensors, args, kwargs, first=True)
         after = {names[local]: tensor for local, tensor in tensors.items()}
@@ -160,7 +168,9 @@ class Program:
             if node.op == "get_attr":
                 values[node] = next(iter(tensors.values()))
                 continue
-            kept = {local: t.clone() for local, t in done.kept.get(node, {}).items()}
+            found, names = done.kept.get(node, {}), self._tensors[node]
+            copies = {names[local]: t.clone() for local, t in found.items()}
+            kept = {local: copies[names[local]] for local in found}
             args, kwargs = _arguments(node, done.values, values)
             values[node] = self._call(node, {**kept, **tensors}, args, kwargs)
         return values.get(self.nodes[-1], done.output)
@@ -180,14 +190,15 @@ class Program:
         if node.op == "call_method":
             return getattr(args[0], str(node.target))(*args[1:], **kwargs)
         module = self._submodule(node)
-        if node.target == "" and not isinstance(module, BlackBox):
-            # A whole module may write to its input, which the next query needs.
+        own_code = node.target == "" or not type(module).__module__.startswith("torch.nn")
+        if own_code and not isinstance(module, BlackBox):
+            # Code of the user's may write to its input, which the next query needs.
             args = tuple(arg.clone() if isinstance(arg, Tensor) else arg for arg in args)
         if not first and _normalizes_by_batch(module) and not kwargs:
             return _batch_norm(module, tensors, *args)
-        return (
-            functional_call(module, tensors, args, kwargs) if tensors else module(*args, **kwargs)
-        )
+        if self.in_place:
+            return call_in_place(module, tensors, args, kwargs)
+        return _call_with(module, tensors, args, kwargs)
 
     def _submodule(self, node: fx.Node) -> nn.Module:
         traced = self._traced.get_submodule(str(node.target))
@@ -199,8 +210,34 @@ class Program:
         return getattr(self._traced.get_submodule(path), attribute)
 
 
-class OverwrittenFeature(Exception):
-    """A node wrote into a value that was to be reused; the message is the value's node."""
+def call_in_place(module: nn.Module, tensors: dict[str, Tensor], args: Any, kwargs: Any) -> Any:
+    """Run a module with values written into its parameters, which come back bit for bit.
+
+    Buffers are swapped for the call as ever. What the call writes is left in `tensors`.
+    """
+    own = {name: p.detach() for name, p in module.named_parameters()}
+    before = {name: value.clone() for name, value in own.items()}
+    # The values come back, so a graph of the caller's that holds them stays valid.
+    with torch.autograd._unsafe_preserve_version_counter(tuple(own.values())):
+        try:
+            for name in own.keys() & tensors.keys():
+                own[name].copy_(tensors[name])
+            buffers = {name: tensor for name, tensor in tensors.items() if name not in own}
+            result = _call_with(module, buffers, args, kwargs)
+            moved = {n: own[n].clone() for n in own if n in tensors}
+            changed = {n: value for n, value in moved.items() if not value.equal(tensors[n])}
+            tensors.update({**buffers, **changed})
+            return result
+        finally:
+            for name, value in before.items():
+                own[name].copy_(value)
+
+
+def _call_with(module: nn.Module, tensors: dict[str, Tensor], args: Any, kwargs: Any) -> Any:
+    if not tensors:
+        return module(*args, **kwargs)
+    # Every place that holds a tensor is named, so there is nothing left to tie.
+    return functional_call(module, tensors, args, kwargs, tie_weights=False)
 
 
 def _first_names(named: Iterable[tuple[str, Tensor]]) -> dict[str, str]:
@@ -220,7 +257,9 @@ def _arguments(
 
 def _versions(value: Any) -> tuple[int, ...]:
     leaves = torch.utils._pytree.tree_leaves(value)
-    return tuple(leaf._version for leaf in leaves if isinstance(leaf, Tensor))
+    return tuple(
+        leaf._version for leaf in leaves if isinstance(leaf, Tensor) and not leaf.is_inference()
+    )
 
 
 def _normalizes_by_batch(module: nn.Module) -> bool:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import random
+import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -11,6 +12,8 @@ from typing import Any
 import numpy as np
 import torch
 from torch import Tensor
+
+_BORROWED = threading.RLock()
 
 
 @dataclass(frozen=True, eq=False)
@@ -70,9 +73,10 @@ class RandomState:
 
 @contextmanager
 def unchanged_generators(device: torch.device) -> Iterator[None]:
-    """Leave the global generators as they were."""
-    state = RandomState.current(device)
-    try:
-        yield
-    finally:
-        state.restore()
+    """Leave the global generators as they were; they are the process's, so one at a time."""
+    with _BORROWED:
+        state = RandomState.current(device)
+        try:
+            yield
+        finally:
+            state.restore()

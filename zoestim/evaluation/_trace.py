@@ -13,8 +13,6 @@ from zoestim.evaluation._black_box import BlackBox
 from zoestim.evaluation._in_place import Untraceable, functionalize
 from zoestim.evaluation._random import RandomState, unchanged_generators
 
-_CPU = torch.device("cpu")
-
 
 class _Tracer(fx.Tracer):
     """A tracer that stops at black boxes and at submodules known to be untraceable."""
@@ -22,9 +20,10 @@ class _Tracer(fx.Tracer):
     # Arithmetic on buffers must stay in the graph: baked in, it would go stale.
     proxy_buffer_attributes = True
 
-    def __init__(self, opaque: dict[str, str]):
+    def __init__(self, opaque: dict[str, str], device: torch.device):
         super().__init__()
         self.opaque = opaque
+        self.device = device
         self.failed: str | None = None
 
     def is_leaf_module(self, m: nn.Module, module_qualified_name: str) -> bool:
@@ -35,7 +34,7 @@ class _Tracer(fx.Tracer):
         )
 
     def call_module(self, m: nn.Module, forward: Any, args: Any, kwargs: Any) -> Any:
-        before = RandomState.current(_CPU)
+        before = RandomState.current(self.device)
         try:
             result = super().call_module(m, forward, args, kwargs)
             _refuse_draws(before)
@@ -53,12 +52,13 @@ def trace(module: nn.Module) -> tuple[fx.Graph, nn.Module, dict[str, str]]:
     what it sees. Raises `Untraceable` when the module's own `forward` has no graph.
     """
     opaque: dict[str, str] = {}
+    device = next((p.device for p in module.parameters()), torch.device("cpu"))
     while True:
         try:
             root = copy.deepcopy(module)
         except Exception as error:
             raise Untraceable(f"it cannot be copied ({error})") from error
-        tracer = _Tracer(opaque)
+        tracer = _Tracer(opaque, device)
         try:
             graph = _trace_purely(tracer, root)
         except Exception as error:
@@ -85,8 +85,8 @@ def _trace_purely(tracer: _Tracer, root: nn.Module) -> fx.Graph:
     defaults = {
         p.name: p.default for p in parameters[1:] if p.default is not inspect.Parameter.empty
     }
-    with unchanged_generators(_CPU):
-        before = RandomState.current(_CPU)
+    with unchanged_generators(tracer.device):
+        before = RandomState.current(tracer.device)
         graph = tracer.trace(root, concrete_args=defaults)
         _refuse_draws(before)
     return graph
@@ -94,7 +94,7 @@ def _trace_purely(tracer: _Tracer, root: nn.Module) -> fx.Graph:
 
 def _refuse_draws(before: RandomState) -> None:
     """Refuse a graph into which a random draw was baked as a constant."""
-    if RandomState.current(_CPU) != before:
+    if RandomState.current(before.device) != before:
         raise Untraceable("it draws random numbers that do not depend on its input")
 
 

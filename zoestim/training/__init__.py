@@ -1,6 +1,6 @@
 """Training on a skorch net: Alg. 1 and 2 a step at a time, and what happens around them."""
 
-from zoestim.training._session import as_input, make_net, prepare
+from zoestim.training._session import make_net, prepare
 from zoestim.training._sklearn_callbacks import CallbackSupportMixin
 from zoestim.training._step import StepSettings, TrainingStep
 
@@ -8,7 +8,6 @@ __all__ = [
     "CallbackSupportMixin",
     "StepSettings",
     "TrainingStep",
-    "as_input",
     "make_net",
     "prepare",
 ]

@@ -27,6 +27,7 @@ class Conductor(Callback):
         self.update = update
 
     def on_epoch_begin(self, net: ZONet, **kwargs: Any) -> None:
+        net.zo_step.objective.distrust()
         net.zo_step.epoch = len(net.history) - 1
 
     def on_batch_end(self, net: ZONet, training: bool = True, **kwargs: Any) -> None:
@@ -37,6 +38,7 @@ class Conductor(Callback):
 
     def on_epoch_end(self, net: ZONet, **kwargs: Any) -> None:
         net.history.record("n_queries", net.zo_step.n_queries)
+        net.zo_step.objective.distrust()
         net.zo_step.epoch = len(net.history)  # whose renewals the budget has to allow
 
 

@@ -9,16 +9,17 @@ import torch
 from torch import Tensor
 from torch.func import functional_call
 
-from zoestim.evaluation import Batch, Objective, ParameterMap, RandomState, evaluate
+from zoestim.evaluation import (
+    Batch,
+    Objective,
+    ParameterMap,
+    RandomState,
+    draw_seed,
+    evaluate,
+    unchanged_generators,
+)
 from zoestim.gradients import RandomizedEstimator
 from zoestim.sparsity import first_order_grasp_scores, grasp_scores
-
-SEED_LIMIT = 2**63 - 1
-
-
-def draw_seed(generator: torch.Generator) -> int:
-    """Draw a seed for another generator."""
-    return int(torch.randint(SEED_LIMIT, (), generator=generator))
 
 
 def scoring_cost(kind: str, n_directions: int) -> int:
@@ -59,7 +60,10 @@ def score_weights(
     part = ParameterMap(tuple(theta), tuple(value.shape for value in theta.values()))
     flat = torch.cat([value.flatten() for value in theta.values()])
     if kind == "fo-grasp":
-        scores = first_order_grasp_scores(flat, _differentiable_loss(objective, batch, part))
+        random = RandomState.seeded(draw_seed(generator), batch.X.device)
+        with unchanged_generators(batch.X.device):
+            loss = _differentiable_loss(objective, batch, part, random)
+            scores = first_order_grasp_scores(flat, loss)
     else:
         gradient = _estimated_gradient(objective, batch, part, estimator, generator)
         scores = grasp_scores(flat.cpu(), gradient, estimator.smoothing)
@@ -103,7 +107,7 @@ def _moved(objective: Objective, theta: Mapping[str, Tensor]) -> Iterator[None]:
 
 
 def _differentiable_loss(
-    objective: Objective, batch: Batch, part: ParameterMap
+    objective: Objective, batch: Batch, part: ParameterMap, random: RandomState
 ) -> Callable[[Tensor], Tensor]:
     module, like = objective.module, objective.theta()
     buffers = {name: buffer.clone() for name, buffer in module.named_buffers()}
@@ -111,7 +115,8 @@ def _differentiable_loss(
     def loss(flat: Tensor) -> Tensor:
         named = {name: value.to(like[name]) for name, value in part.split(flat).items()}
         fresh = {name: buffer.clone() for name, buffer in buffers.items()}
-        outputs = functional_call(module, {**named, **fresh}, (batch.X,))
+        random.restore()
+        outputs = functional_call(module, {**named, **fresh}, (batch.X.clone(),))
         return objective.loss(outputs, batch.target)
 
     return loss

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import inspect
-import secrets
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -13,25 +12,30 @@ import numpy as np
 import torch
 from sklearn.base import is_classifier
 from sklearn.model_selection import train_test_split
-from sklearn.utils import check_random_state
 from skorch.callbacks import Callback, EarlyStopping
 from skorch.helper import predefined_split
-from torch import Tensor, nn
+from torch import nn
 from torch.utils.data import TensorDataset
 
 from zoestim._modules import check_names
-from zoestim.evaluation import BlackBox, Objective
-from zoestim.gradients import resolve_estimator
+from zoestim.evaluation import (
+    PRECISIONS,
+    Objective,
+    as_input,
+    as_tensor,
+    draw_seed,
+    first_parameter,
+    private_generator,
+)
+from zoestim.gradients import RandomizedEstimator, resolve_estimator
 from zoestim.sparsity import Pruning
 from zoestim.training._callbacks import BudgetStop, Conductor, LearningRate, QueryProgress
 from zoestim.training._net import ArrayBatches, ZONet
-from zoestim.training._scores import draw_seed
 from zoestim.training._sklearn_callbacks import SklearnBridge
 from zoestim.training._step import StepSettings, TrainingStep, prunable
 
 AUTO_BATCH = 200  # as scikit-learn's MLPs
 MOMENTUM = 0.9  # Sec. 6.1
-PRECISIONS = {"float32": torch.float32, "float64": torch.float64}
 
 
 @dataclass
@@ -79,7 +83,7 @@ def prepare(
     epochs: int | None,
 ) -> Session:
     """Make a fit ready to run: `target` is y encoded; `epochs` None is one at a constant rate."""
-    net = estimator.net_ if continued else make_net(estimator, X.shape[1] if X.ndim > 1 else 1)
+    net = estimator.net_ if continued else make_net(estimator)
     training, validation = _tensors(X, target, weight, net.module_), None
     if estimator.early_stopping and epochs:
         training, validation = _split(estimator, training)
@@ -97,37 +101,16 @@ def prepare(
     return Session(net, objective, training, callbacks)
 
 
-def as_input(X: np.ndarray, module: nn.Module) -> Tensor:
-    """Return X as a tensor on the module's device, of its floating type.
-
-    Integers stay integers where they may be indices: for embeddings and black boxes.
-    """
-    like = next(p for p in module.parameters() if p.requires_grad)
-    takes_integers = (nn.Embedding, nn.EmbeddingBag, BlackBox)
-    tensor = _as_tensor(X)
-    if not tensor.is_floating_point() and any(
-        isinstance(m, takes_integers) for m in module.modules()
-    ):
-        return tensor.to(like.device)
-    return tensor.to(like)
-
-
-def _as_tensor(array: np.ndarray) -> Tensor:
-    """Share an array's memory where torch can: not if it is read-only or runs backwards."""
-    contiguous = np.ascontiguousarray(array)
-    return torch.as_tensor(contiguous if contiguous.flags.writeable else contiguous.copy())
-
-
-def make_net(estimator: Any, n_features: int) -> ZONet:
+def make_net(estimator: Any) -> ZONet:
     """Return an initialised net with a fresh module, optimizer and generators."""
     optimizer_arguments = _optimizer_arguments(estimator)
-    root = _root_generator(estimator.random_state)
-    module = estimator._make_module(n_features, draw_seed(root))
+    root = private_generator(estimator.random_state)
+    module = estimator._make_module(estimator.n_features_in_, draw_seed(root))
     if estimator.precision != "auto":
         module = module.to(PRECISIONS[estimator.precision])
     net = ZONet(
         module=module.to(estimator.device),
-        criterion=estimator._make_criterion(),
+        criterion=estimator._make_criterion().to(first_parameter(module)),
         optimizer=estimator.optimizer,
         iterator_train=ArrayBatches,
         iterator_valid=ArrayBatches,
@@ -148,6 +131,10 @@ def make_net(estimator: Any, n_features: int) -> ZONet:
 
 def _optimizer_arguments(estimator: Any) -> dict[str, Any]:
     optimizer, arguments = estimator.optimizer, estimator._prefixed("optimizer")
+    if not issubclass(optimizer, torch.optim.Optimizer):
+        raise ValueError(
+            f"optimizer must be a torch.optim.Optimizer class; got {optimizer.__name__}."
+        )
     if issubclass(optimizer, torch.optim.LBFGS):
         raise ValueError(
             "optimizer=LBFGS asks for the same batch several times a step, each time at the "
@@ -219,9 +206,10 @@ def _strategy(estimator: Any) -> Any:
 
 
 def _lr(estimator: Any) -> float:
+    strategy = _strategy(estimator)
     if estimator.lr is not None:
         return estimator.lr
-    return estimator._default_lr["rge" if estimator.gradient == "rge" else "cge"]
+    return estimator._default_lr["rge" if isinstance(strategy, RandomizedEstimator) else "cge"]
 
 
 def _batch_size(estimator: Any, n_samples: int) -> int:
@@ -231,11 +219,11 @@ def _batch_size(estimator: Any, n_samples: int) -> int:
 def _tensors(
     X: np.ndarray, y: np.ndarray, weight: np.ndarray | None, module: nn.Module
 ) -> TensorDataset:
-    like = next(p for p in module.parameters() if p.requires_grad)
-    target = _as_tensor(y)
-    target = target.to(like.dtype) if target.is_floating_point() else target
-    weights = () if weight is None else (_as_tensor(weight),)
-    return TensorDataset(as_input(X, module).cpu(), target, *weights)
+    target = as_tensor(y)
+    if target.is_floating_point():
+        target = target.to(first_parameter(module).dtype)
+    weights = () if weight is None else (as_tensor(weight),)
+    return TensorDataset(as_input(X, module), target, *weights)
 
 
 def _split(estimator: Any, data: TensorDataset) -> tuple[TensorDataset, TensorDataset]:
@@ -244,7 +232,7 @@ def _split(estimator: Any, data: TensorDataset) -> tuple[TensorDataset, TensorDa
         np.arange(len(data)),
         test_size=estimator.validation_fraction,
         stratify=stratify,
-        random_state=draw_seed(_root_generator(estimator.random_state)) % 2**32,
+        random_state=draw_seed(private_generator(estimator.random_state)) % 2**32,
     )
     training, validation = (TensorDataset(*data[torch.as_tensor(part)]) for part in indices)
     return training, validation
@@ -255,7 +243,7 @@ def _callbacks(estimator: Any, X: Any, y: Any, *, constant_lr: bool) -> list[Cal
     schedule = "constant" if constant_lr else estimator.lr_schedule
     warmup = 0 if constant_lr else estimator.warmup_epochs
     callbacks: list[Callback] = [Conductor(estimator.update), LearningRate(schedule, warmup)]
-    if estimator.verbose == 1:
+    if estimator.verbose:
         callbacks.append(QueryProgress())
     epochs = 1 if constant_lr else estimator.max_epochs
     context = estimator._init_callback_context(max_subtasks=epochs)
@@ -315,14 +303,7 @@ def _finished(net: ZONet) -> list[dict[str, Any]]:
 def _termination(net: ZONet, callbacks: Sequence[Callback], before: int) -> str:
     if any(isinstance(c, EarlyStopping) and c.misses_ >= c.patience for c in callbacks):
         return "early_stopping"
-    if len(_finished(net)) - before >= net.max_epochs:
+    whole = net.history[-1]["train_batch_count"] >= net.zo_batches_per_epoch
+    if whole and len(_finished(net)) - before >= net.max_epochs:
         return "max_epochs"
     return "callback" if net.zo_step.affordable() else "max_queries"
-
-
-def _root_generator(random_state: Any) -> torch.Generator:
-    """Return a private generator; no seed means a fresh one, not numpy's global state."""
-    if random_state is None:
-        return torch.Generator().manual_seed(secrets.randbits(63))
-    seed = check_random_state(random_state).randint(np.iinfo(np.int32).max)
-    return torch.Generator().manual_seed(int(seed))

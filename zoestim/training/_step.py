@@ -9,10 +9,10 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from zoestim.evaluation import Batch, BlackBox, Objective, RandomState, evaluate
+from zoestim.evaluation import Batch, BlackBox, Objective, RandomState, draw_seed, evaluate
 from zoestim.gradients import GradientEstimator, RandomizedEstimator
 from zoestim.sparsity import CoordinateSchedule, Pruning
-from zoestim.training._scores import draw_seed, score_weights, scoring_cost
+from zoestim.training._scores import score_weights, scoring_cost
 
 
 @dataclass(frozen=True)
@@ -82,15 +82,19 @@ class TrainingStep:
 
     def begin(self, settings: StepSettings, objective: Objective) -> None:
         """Attach the objective of a fit and refuse a budget that allows no step at all."""
+        before = dict(vars(self))
         if hasattr(self, "settings") and _rule(self.settings) != _rule(settings):
             self.schedule = None  # a continued fit with another rule starts another set
         self.settings = settings
         self.objective = objective
         self._prunable = prunable(objective)
         if not self.affordable():
+            cost = self.next_cost()
+            self.__dict__.clear()
+            self.__dict__.update(before)
             raise ValueError(
                 f"max_queries={settings.max_queries} does not allow one training step: it "
-                f"needs {self.next_cost()} queries, and {self.n_queries} were asked before. "
+                f"needs {cost} queries, and {self.n_queries} were asked before. "
                 "Raise max_queries or sparsity, or lower n_pruning_queries or n_directions."
             )
 
@@ -106,6 +110,11 @@ class TrainingStep:
         self.active = self._coordinates()
         estimator, parameters = self.settings.estimator, self.objective.parameters
         queries = estimator.queries(self.active, parameters.segments(self.active), self.generator)
+        if len(queries) != (promised := estimator.n_queries(len(self.active))):
+            raise ValueError(
+                f"{type(estimator).__name__}.queries asks {len(queries)} times; expected "
+                f"{promised}, what its n_queries says. The budget relies on it: make them agree."
+            )
         self.n_queries += len(queries) + 1
         random = RandomState.seeded(draw_seed(self.generator), batch.X.device)
         found = evaluate(self.objective, batch, queries, random)
@@ -123,11 +132,12 @@ class TrainingStep:
         parameters = self.objective.parameters
         if len(self.active) == parameters.size:
             return
-        idle = torch.ones(parameters.size, dtype=torch.bool)
-        idle[self.active] = False
+        active = torch.zeros(parameters.size, dtype=torch.bool)
+        active[self.active] = True
         theta = self.objective.theta()
-        for name, mask in parameters.split(idle.to(next(iter(theta.values())).device)).items():
-            theta[name][mask] = self._before[name][mask]
+        device = next(iter(theta.values())).device
+        for name, mask in parameters.split(active.to(device)).items():
+            theta[name].copy_(torch.where(mask, theta[name], self._before[name]))
 
     def next_cost(self) -> int:
         """Return how many queries the next step needs, with scores that fall due."""
@@ -199,7 +209,8 @@ class TrainingStep:
 
 def _rule(settings: StepSettings) -> tuple[Any, ...]:
     """Return what a schedule of coordinate sets is made from, in a form that == compares."""
-    return settings.sparsity, settings.mask_interval, repr(settings.pruning)
+    rule = settings.pruning
+    return settings.sparsity, settings.mask_interval, getattr(rule, "get_params", lambda: rule)()
 
 
 def prunable(objective: Objective) -> dict[str, int]:
