@@ -155,3 +155,12 @@ def test_a_smooth_function_is_learned():
 def test_sparse_estimates_learn_too():
     model = ZORegressor(random_state=0).fit(X, ONE)
     assert model.score(X, ONE) > 0.9
+
+
+@pytest.mark.parametrize("criterion", [nn.MSELoss, nn.L1Loss, nn.HuberLoss])
+def test_torch_criteria_fit_one_column_of_outputs_to_flat_targets(criterion):
+    rng = np.random.default_rng(0)
+    X = rng.normal(size=(60, 3))
+    y = X @ [1.0, -2.0, 0.5]
+    model = ZORegressor(criterion=criterion, sparsity=0, lr=0.1, max_epochs=40, random_state=0)
+    assert model.fit(X, y).score(X, y) > 0.8

@@ -276,6 +276,11 @@ class ZOClassifier(ClassifierMixin, BaseZOEstimator):
         if self.class_weight is None:
             return weight
         by_class = compute_sample_weight(self.class_weight, y)
+        if by_class.min() < 0:
+            raise ValueError(
+                f"class_weight={self.class_weight!r} has negative weights; expected none: the "
+                "loss of such a class would be raised."
+            )
         return by_class if weight is None else by_class * weight
 
     def _output_sizes(self) -> dict[str, int]:

@@ -151,11 +151,13 @@ class ZOParameters(BaseEstimator):
         -------
         self : estimator
         """
-        known = {
-            name for name in super().get_params(deep=True) if name.split("__")[0] not in PREFIXES
-        } | set(self._get_param_names())
-        super().set_params(**{n: v for n, v in params.items() if n in known or "__" not in n})
-        self.__dict__.update({n: v for n, v in params.items() if n not in known and "__" in n})
+        # Objects first: the others may be parameters of theirs.
+        super().set_params(**{n: v for n, v in params.items() if "__" not in n})
+        nested = {n: v for n, v in params.items() if "__" in n}
+        known = super().get_params(deep=True).keys() & nested.keys()
+        theirs = {n for n in known if n.split("__")[0] not in PREFIXES}
+        super().set_params(**{n: nested[n] for n in theirs})
+        self.__dict__.update({n: v for n, v in nested.items() if n not in theirs})
         return self
 
     def _extras(self) -> dict[str, Any]:

@@ -49,7 +49,7 @@ def test_whatever_a_criterion_returns_becomes_one_float64_number(criterion, expe
     assert float(loss) == pytest.approx(expected, rel=1e-15)
 
 
-@pytest.mark.parametrize("reduction", ["mean", "none", "sum"])
+@pytest.mark.parametrize("reduction", ["mean", "none"])
 def test_torch_criteria_keep_their_reduction_and_per_sample_losses_are_averaged(reduction: str):
     criterion = nn.CrossEntropyLoss(reduction=reduction)
     expected = EACH.sum() if reduction == "sum" else EACH.mean()
@@ -66,12 +66,50 @@ def test_float32_losses_are_averaged_in_float64(n: int):
 # --- Sample weights
 
 
-@pytest.mark.parametrize("reduction", ["mean", "none", "sum"])
+@pytest.mark.parametrize("reduction", ["mean", "none"])
 def test_weights_give_the_weighted_mean_whatever_the_reduction(reduction: str):
     criterion = nn.CrossEntropyLoss(reduction=reduction)
     expected = (EACH * WEIGHT).sum() / 4
     torch.testing.assert_close(BatchLoss(criterion)(OUTPUTS, (LABELS, WEIGHT)), expected)
     assert criterion.reduction == reduction
+
+
+def test_a_sum_cannot_be_weighted():
+    with pytest.raises(ValueError, match="reduction='sum', which sample_weight"):
+        BatchLoss(nn.CrossEntropyLoss(reduction="sum"))(OUTPUTS, (LABELS, WEIGHT))
+
+
+def test_weights_of_one_change_nothing_beside_class_weights():
+    criterion = nn.CrossEntropyLoss(weight=torch.tensor([1.0, 9.0], dtype=OUTPUTS.dtype))
+    loss, ones = BatchLoss(criterion), torch.ones(len(LABELS))
+    torch.testing.assert_close(loss(OUTPUTS, (LABELS, ones)), loss(OUTPUTS, LABELS))
+
+
+@pytest.mark.parametrize("criterion", [nn.MSELoss(), nn.L1Loss(reduction="none"), nn.HuberLoss()])
+def test_one_column_of_outputs_is_not_broadcast_against_the_targets(criterion: nn.Module):
+    outputs, y = torch.rand(5, 1, generator=torch.Generator().manual_seed(0)), torch.ones(5)
+    expected = criterion(outputs.flatten(), y).mean().double()
+    torch.testing.assert_close(BatchLoss(criterion)(outputs, y), expected)
+
+
+def test_a_function_that_broadcasts_is_refused():
+    loss = BatchLoss(lambda outputs, y: (outputs - y) ** 2)
+    with pytest.raises(ValueError, match="outputs and y were broadcast against each other"):
+        loss(torch.ones(5, 1), torch.ones(5))
+
+
+@pytest.mark.parametrize("criterion", [nn.BCEWithLogitsLoss(), nn.BCELoss()])
+@pytest.mark.parametrize("shape", [(4,), (4, 1)])
+def test_binary_cross_entropy_takes_integer_labels(criterion: nn.Module, shape: tuple):
+    outputs, labels = torch.full((4,), 0.25), torch.tensor([0, 1, 1, 0])
+    expected = criterion(outputs, labels.float()).double()
+    torch.testing.assert_close(BatchLoss(criterion)(outputs.reshape(shape), labels), expected)
+
+
+@pytest.mark.parametrize("criterion", [nn.MSELoss, "mse", None])
+def test_a_criterion_is_something_to_call(criterion):
+    with pytest.raises(TypeError, match="criterion must be a callable"):
+        BatchLoss(criterion)
 
 
 @given(st.lists(st.floats(0.01, 100), min_size=3, max_size=3), st.floats(0.01, 100))

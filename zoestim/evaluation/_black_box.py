@@ -89,11 +89,27 @@ class BlackBox(nn.Module):
         """Ask the function once and return its outputs as a tensor beside the input."""
         given = {name: self._hand_over(value) for name, value in zip(names, values, strict=True)}
         outputs = self.function(given["params"] if self._single else given, self._hand_over(x))
-        tensor = torch.as_tensor(outputs, device=x.device)
-        if not tensor.is_floating_point():
-            return tensor
+        tensor = self._take(outputs).to(x.device)
         # Inside a network the layers around the box set the type; alone its parameters do.
         return tensor.to(x.dtype if x.is_floating_point() else values[0].dtype)
+
+    def _take(self, outputs: Any) -> Tensor:
+        if isinstance(outputs, Tensor):
+            tensor = outputs.detach()
+        else:
+            array = np.array(outputs, order="C")
+            if array.dtype.kind not in "biuf":
+                raise TypeError(
+                    f"The black box returned {type(outputs).__name__} of {array.dtype}; expected "
+                    "an array of real numbers with one row a sample."
+                )
+            tensor = torch.as_tensor(array)
+        if tensor.is_complex():
+            raise TypeError(
+                f"The black box returned {tensor.dtype}; expected real numbers. Return real and "
+                "imaginary parts as columns."
+            )
+        return tensor
 
     def _hand_over(self, value: Tensor) -> Arrays:
         copy = value.detach().clone()

@@ -92,13 +92,22 @@ def evaluate(
         if random is not None:
             random.restore()
         program, done = objective.base(batch)
-        base_loss = float(objective.loss(done.output, batch.target))
+        drawn = RandomState.current(batch.X.device)
+        base_loss = float(objective.batch_loss(done.output, batch))
+        criterion_draws = RandomState.current(batch.X.device) != drawn
         _refuse_nonfinite_base(base_loss, done.output, batch)
         losses = torch.empty(len(queries), dtype=torch.float64)
+        attributes = [(part, dict(vars(part))) for part in objective.module.modules()]
         theta = objective.theta()
-        run = _Run(objective, batch, program, done, base_loss)
+        run = _Run(objective, batch, program, done, base_loss, drawn if criterion_draws else None)
         for chunk in make_chunks(queries, objective.parameters, theta, run.fold_size):
-            losses[chunk.positions] = run.losses(chunk)
+            changes = run.losses(chunk) - base_loss
+            if chunk.stretch is not None:
+                changes *= chunk.stretch
+            losses[chunk.positions] = base_loss + changes
+        for part, before in attributes:  # what a forward stored of a query is gone with it
+            part.__dict__.clear()
+            part.__dict__.update(before)
         _refuse_nonfinite(losses, queries, objective, batch)
     return Evaluation(base_loss, losses, done.output, done.tensors)
 
@@ -112,6 +121,7 @@ class _Run:
     program: Program
     done: Pass
     base_loss: float
+    draws: RandomState | None  # what the criterion is to draw, if it draws at all
 
     def fold_size(self, names: tuple[str, ...]) -> int:
         """Return how many queries of these parameters are folded into one batch."""
@@ -134,7 +144,12 @@ class _Run:
     def _loss_of(self, stacked: dict[str, Tensor], lane: int) -> Tensor:
         parameters = {name: values[lane] for name, values in stacked.items()}
         outputs = self.program.rerun(self.done, parameters)
-        return self.objective.loss(outputs, self.batch.target).cpu()
+        return self._criterion(outputs).cpu()
+
+    def _criterion(self, outputs: Any) -> Tensor:
+        if self.draws is not None:
+            self.draws.restore()
+        return self.objective.batch_loss(outputs, self.batch)
 
     def _try_fold(self, chunk: Chunk) -> Tensor | None:
         """Fold a chunk; refuse the fold for good if it fails or differs from the loop."""
@@ -182,15 +197,14 @@ class _Run:
             outputs = vmap(lambda lane: self.program.rerun(self.done, lane), randomness="same")(
                 stacked
             )
-        target = self.batch.target
         try:
             with warnings.catch_warnings():
                 _refuse_slow_folds()
-                losses = vmap(lambda lane: self.objective.loss(lane, target))(outputs)
-        except Exception:  # a criterion in numpy, or with control flow on its values
+                losses = vmap(self._criterion)(outputs)
+        except Exception:  # a criterion in numpy, with random numbers, or with branches
             lanes = range(len(next(iter(stacked.values()))))
             each = [pytree.tree_map(lambda v, k=k: v[k], outputs) for k in lanes]
-            losses = torch.stack([self.objective.loss(lane, target) for lane in each])
+            losses = torch.stack([self._criterion(lane) for lane in each])
         return losses.cpu()
 
 

@@ -27,17 +27,31 @@ def as_tensor(data: Any) -> Tensor:
 def as_input(X: Any, module: nn.Module) -> Tensor:
     """Return inputs in the module's floating type.
 
-    Integers stay integers where they may be indices: for embeddings and black boxes.
+    Integers stay integers for a black box, and for a module with an embedding where they
+    have a type of indices, 32 or 64 bits: smaller ones are pixels.
     """
-    tensor, takes_integers = as_tensor(X), (nn.Embedding, nn.EmbeddingBag, BlackBox)
-    indices = any(isinstance(m, takes_integers) for m in module.modules())
-    if indices and not tensor.is_floating_point():
+    tensor, embeddings = as_tensor(X), (nn.Embedding, nn.EmbeddingBag)
+    indices = tensor.dtype in (torch.int32, torch.int64)
+    if isinstance(module, BlackBox) and not tensor.is_floating_point():
+        return tensor
+    if indices and any(isinstance(part, (*embeddings, BlackBox)) for part in module.modules()):
         return tensor
     return tensor.to(first_parameter(module).dtype)
 
 
 def first_parameter(module: nn.Module) -> Tensor:
-    """Return the trainable parameter that tells type and device; refuse to have none."""
+    """Return the trainable parameter that tells type and device; refuse what has none."""
+    for parameter in module.parameters():
+        if isinstance(parameter, nn.parameter.UninitializedParameter):
+            raise ValueError(
+                f"{type(module).__name__} has parameters without a shape; expected a module that "
+                "has run once. Call it on one batch before you pass it."
+            )
+        if parameter.is_complex() and parameter.requires_grad:
+            raise TypeError(
+                f"{type(module).__name__} has complex parameters, of which a step moves the real "
+                "part alone; expected real ones. Keep real and imaginary part as two."
+            )
     for parameter in module.parameters():
         if parameter.requires_grad:
             return parameter

@@ -9,6 +9,16 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+_ELEMENTWISE = (
+    nn.BCELoss,
+    nn.BCEWithLogitsLoss,
+    nn.HuberLoss,
+    nn.L1Loss,
+    nn.MSELoss,
+    nn.PoissonNLLLoss,
+    nn.SmoothL1Loss,
+)
+
 
 class BatchLoss(nn.Module):
     """The loss of one batch, as a scalar float64 tensor.
@@ -28,13 +38,19 @@ class BatchLoss(nn.Module):
 
     def __init__(self, criterion: Callable[[Any, Any], Any]):
         super().__init__()
+        if isinstance(criterion, type) or not callable(criterion):
+            raise TypeError(
+                f"criterion must be a callable (outputs, y) -> loss; got {criterion!r}. Pass an "
+                "instance such as torch.nn.MSELoss(), or a function."
+            )
         self.criterion = criterion
 
     def forward(self, outputs: Any, target: Any) -> Tensor:
         """Return the loss; `target` is y, or the pair of y and sample weights."""
-        y, weight = target if isinstance(target, tuple | list) else (target, None)
+        y, weight = target if isinstance(target, list | tuple) else (target, None)
+        outputs, matched = _match(self.criterion, outputs, y)
         criterion = self.criterion if weight is None else self._per_sample()
-        losses = criterion(outputs, y)
+        losses = criterion(outputs, matched)
         if not isinstance(losses, Tensor):
             device = y.device if isinstance(y, Tensor) else None
             losses = torch.as_tensor(losses, dtype=torch.float64, device=device)
@@ -47,15 +63,36 @@ class BatchLoss(nn.Module):
                 f"{len(y)} samples; expected one number, or one loss a sample. Reduce it to "
                 f"shape () or ({len(y)},)."
             )
-        each = losses.to(torch.float64).flatten(1).mean(1) if losses.ndim > 1 else losses.double()
-        return each.mean() if weight is None else weighted_mean(each, weight)
+        if losses.ndim > 1 and losses.numel() > max(_numel(outputs), _numel(y)):
+            raise ValueError(
+                f"{_name(self.criterion)} returned losses of shape {tuple(losses.shape)}: "
+                "outputs and y were broadcast against each other. Give them one shape."
+            )
+        each = losses.to(torch.float64)
+        each = each.flatten(1).mean(1) if each.ndim > 1 else each
+        if weight is None:
+            return each.mean()
+        return weighted_mean(each, weight, self._class_weights(y))
 
     def _per_sample(self) -> Callable[[Any, Any], Any]:
-        if getattr(self.criterion, "reduction", "none") == "none":
+        reduction = getattr(self.criterion, "reduction", "none")
+        if reduction == "none":
             return self.criterion
+        if reduction != "mean":
+            raise ValueError(
+                f"{_name(self.criterion)} has reduction={reduction!r}, which sample_weight or "
+                "class_weight cannot weigh; expected 'mean' or 'none'."
+            )
         unreduced = copy.copy(self.criterion)
         unreduced.reduction = "none"  # type: ignore[attr-defined]
         return unreduced
+
+    def _class_weights(self, y: Tensor) -> Tensor | None:
+        """Return what a mean of cross-entropies divides by, beside the sample weights."""
+        weight = getattr(self.criterion, "weight", None)
+        if isinstance(self.criterion, nn.CrossEntropyLoss | nn.NLLLoss) and weight is not None:
+            return weight[y] if self.criterion.reduction == "mean" and y.ndim == 1 else None
+        return None
 
     def _refuse_weights(self, weight: Tensor | None) -> None:
         if weight is not None:
@@ -66,10 +103,26 @@ class BatchLoss(nn.Module):
             )
 
 
-def weighted_mean(losses: Tensor, weight: Tensor) -> Tensor:
-    """Return ``sum(w * l) / sum(w)``; zero for a batch whose weights are all zero."""
-    total = weight.to(torch.float64).sum()
+def weighted_mean(losses: Tensor, weight: Tensor, scale: Tensor | None = None) -> Tensor:
+    """Return ``sum(w * l) / sum(w * scale)``; zero for a batch whose weights are all zero."""
+    total = (weight if scale is None else weight * scale).to(torch.float64).sum()
     return (losses * weight).sum() / torch.where(total > 0, total, 1.0)
+
+
+def _match(criterion: Any, outputs: Any, y: Any) -> tuple[Any, Any]:
+    """Bring one column of outputs to the shape of y for torch's own elementwise criteria.
+
+    Outputs (n, 1) against targets (n,) would broadcast to (n, n), and binary
+    cross-entropy wants its labels as floats.
+    """
+    elementwise = isinstance(criterion, _ELEMENTWISE)
+    if not elementwise or not isinstance(outputs, Tensor) or outputs.numel() != y.numel():
+        return outputs, y
+    return outputs.reshape(y.shape), y.to(outputs.dtype)
+
+
+def _numel(value: Any) -> int:
+    return value.numel() if isinstance(value, Tensor) else 0
 
 
 def _name(criterion: Any) -> str:

@@ -8,6 +8,7 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.utils import _pytree as pytree
 
 from zoestim.evaluation._cut import FeatureReuse, cut, provable, prove
 from zoestim.evaluation._in_place import Untraceable
@@ -78,11 +79,6 @@ class Objective:
                 f"module is a {type(module).__name__}, whose parameters cannot be replaced for a "
                 "query; expected a plain torch.nn.Module. Pass the one it was made from."
             )
-        if any(p.is_complex() and p.requires_grad for p in module.parameters()):
-            raise TypeError(
-                f"{type(module).__name__} has complex parameters, of which a step moves the real "
-                "part alone; expected real ones. Keep real and imaginary part as two."
-            )
         self.module = module
         self.loss = criterion if isinstance(criterion, BatchLoss) else BatchLoss(criterion)
         self.parameters = ParameterMap.of(module)
@@ -92,6 +88,14 @@ class Objective:
         self._check_outputs = check_outputs
         self._program: Program | None = None
         self._doubted = False
+
+    def refresh(self) -> bool:
+        """Follow `requires_grad`, which a callback may have switched; return whether it was."""
+        parameters = ParameterMap.of(self.module)
+        changed = parameters.names != self.parameters.names
+        if changed:
+            self.parameters = parameters
+        return changed
 
     def theta(self) -> dict[str, Tensor]:
         """Return the trainable parameters by name, without their graphs."""
@@ -112,7 +116,8 @@ class Objective:
     def keep_buffers(self, tensors: Mapping[str, Tensor]) -> None:
         """Write the buffers of a training forward, as running statistics, to the module."""
         for name, buffer in self.module.named_buffers():
-            buffer.copy_(tensors[name])
+            if not buffer.equal(tensors[name]):
+                buffer.copy_(tensors[name])
 
     def base(self, batch: Batch) -> tuple[Program, Pass]:
         """Run the whole graph once, at the module's own parameters."""
@@ -122,6 +127,11 @@ class Objective:
         if self._check_outputs is not None:
             self._check_outputs(done.output, batch)
         return self._program, done
+
+    def batch_loss(self, outputs: Any, batch: Batch) -> Tensor:
+        """Return the loss of outputs; a criterion may write to what it is given."""
+        given = pytree.tree_map_only(Tensor, torch.clone, (outputs, batch.target))
+        return self.loss(*given)
 
     def distrust(self) -> None:
         """Ask for the graph to be proven once more: code outside may have set attributes."""

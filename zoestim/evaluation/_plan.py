@@ -25,11 +25,15 @@ class Chunk:
     stack : callable
         ``stack(base)`` returns ``{name: (k, *shape)}``, one perturbed value a query; with
         ``base=True`` the unperturbed value comes first, ``(k + 1, *shape)``.
+    stretch : Tensor of shape (k,), float64, or None
+        The steps over what is left of them in the parameter's floating type: large values
+        and short types round them. None where no step is rounded by itself.
     """
 
     positions: Tensor
     names: tuple[str, ...]
     stack: Callable[[bool], dict[str, Tensor]]
+    stretch: Tensor | None = None
 
     def __len__(self) -> int:
         return len(self.positions)
@@ -78,7 +82,14 @@ def _coordinate_chunks(
                 flat[lanes, offsets.to(value.device)] += steps.to(value)
                 return {name: stacked}
 
-            yield Chunk(part, (name,), stack)
+            yield Chunk(part, (name,), stack, _stretch(theta[name], offsets, steps))
+
+
+def _stretch(value: Tensor, offsets: Tensor, steps: Tensor) -> Tensor:
+    """Return by how much each step is longer than what it moves the parameter by."""
+    at = value.flatten()[offsets.to(value.device)]
+    made = ((at + steps.to(value)) - at).double().cpu()
+    return steps / made
 
 
 def _direction_chunks(

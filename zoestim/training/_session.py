@@ -35,6 +35,7 @@ from zoestim.training._sklearn_callbacks import SklearnBridge
 from zoestim.training._step import StepSettings, TrainingStep, prunable
 
 AUTO_BATCH = 200  # as scikit-learn's MLPs
+BUILT_FROM = ("module", "initial_params", "criterion", "optimizer", "precision", "device")
 MOMENTUM = 0.9  # Sec. 6.1
 
 
@@ -83,6 +84,8 @@ def prepare(
     epochs: int | None,
 ) -> Session:
     """Make a fit ready to run: `target` is y encoded; `epochs` None is one at a constant rate."""
+    if continued:
+        _refuse_new_build(estimator)
     net = estimator.net_ if continued else make_net(estimator)
     training, validation = _tensors(X, target, weight, net.module_), None
     if estimator.early_stopping and epochs:
@@ -99,6 +102,31 @@ def prepare(
     net.train_split = predefined_split(validation) if validation else None
     callbacks = _callbacks(estimator, X, y, constant_lr=epochs is None)
     return Session(net, objective, training, callbacks)
+
+
+def build_parameters(estimator: Any) -> dict[str, Any]:
+    """Return the parameters that a net is built from, and keeps when a fit goes on."""
+    params = estimator.get_params(deep=False)
+    prefixes = ("module__", "criterion__", "optimizer__")
+    return {n: v for n, v in params.items() if n in BUILT_FROM or n.startswith(prefixes)}
+
+
+def _refuse_new_build(estimator: Any) -> None:
+    old, new = estimator.net_.zo_built_from, build_parameters(estimator)
+    names = [n for n in old | new if n not in old or n not in new or not _same(old[n], new[n])]
+    if names:
+        raise ValueError(
+            f"{sorted(names)} changed since the fit that is to go on, which keeps its module, "
+            "criterion and optimizer; expected them as they were. Set warm_start=False, or "
+            "build a new estimator around module=module_, to start with others."
+        )
+
+
+def _same(old: Any, new: Any) -> bool:
+    if old is new:
+        return True
+    plain = bool | int | float | str | tuple | torch.device
+    return type(old) is type(new) and isinstance(old, plain) and old == new
 
 
 def make_net(estimator: Any) -> ZONet:
@@ -124,6 +152,7 @@ def make_net(estimator: Any) -> ZONet:
         **_log_arguments(estimator),
     )
     net.initialize()
+    net.zo_built_from = build_parameters(estimator)
     net.zo_step = TrainingStep(torch.Generator().manual_seed(draw_seed(root)))
     net.iterator_train__proceed = net.zo_step.affordable
     return net
@@ -303,7 +332,7 @@ def _finished(net: ZONet) -> list[dict[str, Any]]:
 def _termination(net: ZONet, callbacks: Sequence[Callback], before: int) -> str:
     if any(isinstance(c, EarlyStopping) and c.misses_ >= c.patience for c in callbacks):
         return "early_stopping"
-    whole = net.history[-1]["train_batch_count"] >= net.zo_batches_per_epoch
-    if whole and len(_finished(net)) - before >= net.max_epochs:
+    batches = net.history[-1].get("train_batch_count", 0)
+    if batches >= net.zo_batches_per_epoch and len(_finished(net)) - before >= net.max_epochs:
         return "max_epochs"
     return "callback" if net.zo_step.affordable() else "max_queries"

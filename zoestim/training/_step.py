@@ -152,6 +152,8 @@ class TrainingStep:
 
     def affordable(self) -> bool:
         """Return whether the budget allows the next step and the validation after it."""
+        if self.objective.refresh():
+            self._prunable, self.schedule = prunable(self.objective), None
         limit = self.settings.max_queries
         needed = self.n_queries + self.next_cost() + self.settings.reserved
         return limit is None or needed <= limit
