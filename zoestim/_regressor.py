@@ -76,7 +76,8 @@ class ZORegressor(RegressorMixin, BaseZOEstimator):
         the last batch, since BatchNorm cannot train on one.
     lr_schedule : {"cosine", "constant"} or callable, default="cosine"
         A callable maps progress in [0, 1] to a factor of `lr`. Progress is that of the epochs
-        or of the query budget, whichever is further.
+        or of the query budget, whichever is further. Choose ``"constant"`` beside a scheduler
+        among the callbacks.
     warmup_epochs : int, default=0
         Epochs over which the learning rate rises linearly (the authors' code: 3).
     update : {"active", "all"}, default="active"
@@ -103,12 +104,13 @@ class ZORegressor(RegressorMixin, BaseZOEstimator):
     callbacks : list of skorch callbacks, default=None
         As in skorch. scikit-learn's own are set by `set_callbacks`.
     warm_start : bool, default=False
-        Whether `fit` goes on from the last fit rather than starting anew.
+        Whether `fit` goes on from the last fit rather than starting anew. What the net was
+        built from (module, criterion, optimizer, precision, device) has to stay.
     random_state : int, RandomState instance or None, default=None
         Determines initialisation, batches, coordinate sets and directions: the same seed
         gives the same fit, bit for bit. The global generators are never touched.
     verbose : int, default=0
-        1 shows a progress bar with queries, loss and time left; 2 a table of epochs.
+        1 shows a progress bar with queries, loss and time left; 2 a table of epochs too.
     **kwargs
         ``module__x``, ``criterion__x``, ``optimizer__x``, ``iterator_train__x``,
         ``iterator_valid__x``, ``callbacks__x``: passed on, as in skorch.
