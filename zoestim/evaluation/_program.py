@@ -121,14 +121,15 @@ class Program:
         """Run the whole graph at the module's own parameters."""
         own = [*self.module.named_parameters(), *self.module.named_buffers()]
         done = Pass(tensors={name: tensor.detach().clone() for name, tensor in own})
+        state = RandomState.current(x.device)
         for node in self.nodes:
-            state = RandomState.current(x.device)
             if node.op == "placeholder":  # the second and further ones have a default
                 done.values[node] = node.args[0] if node.args else x
             else:
                 done.values[node] = self._run_first(node, done)
-            if RandomState.current(x.device) != state:
-                done.random[node] = state
+            before, state = state, RandomState.current(x.device)
+            if state != before:
+                done.random[node] = before
         return done
 
     def _run_first(self, node: fx.Node, done: Pass) -> Any:
