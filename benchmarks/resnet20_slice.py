@@ -70,9 +70,9 @@ class StepTable(Callback):
 def n_coordinates(sparsity: float, n_classes: int) -> int:
     """Return how many coordinates one step queries."""
     sizes = [(p.numel(), p.ndim > 1) for p in resnet20(n_classes).parameters()]
-    weights = sum(size for size, is_weight in sizes if is_weight)
+    layers = [size for size, is_weight in sizes if is_weight]
     dense = sum(size for size, is_weight in sizes if not is_weight)
-    return dense + max(1, round((1 - sparsity) * weights))
+    return dense + max(len(layers), round((1 - sparsity) * sum(layers)))
 
 
 def parse(arguments: Sequence[str] | None) -> argparse.Namespace:

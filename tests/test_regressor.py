@@ -3,6 +3,7 @@
 import numpy as np
 import pytest
 import torch
+from sklearn.exceptions import ConvergenceWarning
 from torch import Tensor, nn
 
 from zoestim import ZORegressor
@@ -164,3 +165,13 @@ def test_torch_criteria_fit_one_column_of_outputs_to_flat_targets(criterion):
     y = X @ [1.0, -2.0, 0.5]
     model = ZORegressor(criterion=criterion, sparsity=0, lr=0.1, max_epochs=40, random_state=0)
     assert model.fit(X, y).score(X, y) > 0.8
+
+
+def test_a_fit_in_which_no_query_changed_the_loss_warns():
+    def counted(params, X):
+        return np.round(X[:, :1] * params)
+
+    model = ZORegressor(counted, initial_params=np.ones(1), max_epochs=2, random_state=0)
+    with pytest.warns(ConvergenceWarning, match=r"No query changed the loss.*smoothing=0\.005"):
+        model.fit(np.arange(6.0).reshape(-1, 1), np.arange(6.0) * 3)
+    assert model.termination_condition_ == "max_epochs"

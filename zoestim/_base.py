@@ -7,7 +7,7 @@ from typing import Any, Self
 
 import numpy as np
 import torch
-from sklearn.base import _fit_context
+from sklearn.base import _fit_context, is_regressor
 from sklearn.utils import get_tags
 from sklearn.utils.validation import _check_sample_weight, check_is_fitted, validate_data
 from torch import Tensor, nn
@@ -96,7 +96,8 @@ class BaseZOEstimator(CallbackSupportMixin, ZOParameters):
 
     def _make_criterion(self) -> BatchLoss:
         arguments = self._prefixed("criterion")
-        return BatchLoss(build_criterion(self.criterion, arguments, self._default_criterion()))
+        criterion = build_criterion(self.criterion, arguments, self._default_criterion())
+        return BatchLoss(criterion, flatten=is_regressor(self))
 
     def _make_objective(self, module: nn.Module, criterion: nn.Module) -> Objective:
         """Return what is minimised: the one thing in which the estimators differ."""

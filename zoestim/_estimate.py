@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
@@ -59,7 +59,7 @@ class GradientEstimate:
     loss: float
     n_queries: int
     gradient: SparseGradient
-    _parameters: ParameterMap
+    _parameters: ParameterMap = field(repr=False)
 
     def as_dict(self) -> dict[str, Tensor]:
         """Return the dense estimate by parameter name, in float64; not asked for is zero."""

@@ -39,7 +39,7 @@ class ZORegressor(RegressorMixin, BaseZOEstimator):
         The starting values of a black-box callable's parameters; marks `module` as one.
     criterion : torch criterion (class or instance) or callable, default=None
         ``(outputs, y) -> scalar or per-sample losses``; need not be differentiable. None is
-        the squared error.
+        the squared error. Outputs (n, 1) reach it as (n,) where y is so.
     gradient : {"cge", "rge"} or strategy object, default="cge"
         Coordinate-wise or randomised estimates, Eq. (1). An object such as
         ``RandomizedEstimator(distribution="sphere")`` brings its own step and scheme.

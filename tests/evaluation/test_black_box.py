@@ -181,6 +181,17 @@ def test_a_vectorized_box_gives_the_same_answer_in_fewer_calls(network, kind, me
     assert len(function.calls) <= n_queries / 2
 
 
+def test_a_vectorized_box_is_asked_for_the_counted_sets_and_no_more():
+    sets = []
+
+    def counts(params: dict[str, np.ndarray], inputs: np.ndarray) -> np.ndarray:
+        sets.append(len(params["w"]))
+        return layer(params, inputs)
+
+    _, n_queries = found(BlackBox(counts, start(), vectorized=True))
+    assert sum(sets) == n_queries
+
+
 def test_a_vectorized_function_always_gets_a_leading_axis():
     def strict(params: dict[str, np.ndarray], inputs: np.ndarray) -> np.ndarray:
         return np.einsum("ni,kij->knj", inputs, params["w"])

@@ -234,12 +234,10 @@ def test_a_query_that_writes_where_the_pass_did_not_changes_no_buffer(reuse: boo
     assert rerun(program, done, {"0.weight": fc.weight.clone()})[0].tolist() == X.tolist()
 
 
-def test_only_a_box_that_takes_one_set_a_call_asks_once_a_query():
-    boxes = [BlackBox(lambda p, X: X * p, np.ones(1), vectorized) for vectorized in (False, True)]
-    tanh = nn.Tanh()
-    for box, expected in zip(boxes, (True, False), strict=True):
-        program = program_of(nn.Sequential(box, tanh, nn.PReLU()))
-        assert program.asks_once_per_query(program.nodes) == expected
-        assert not program.asks_once_per_query(program.dependents(["2.weight"]))
-    inside = nn.Sequential(nn.Sequential(boxes[0], impure.Branch()))
-    assert Program(inside, whole(), inside).asks_once_per_query(whole().nodes)
+def test_the_boxes_that_a_query_asks_are_known():
+    box, tanh = BlackBox(lambda p, X: X * p, np.ones(1)), nn.Tanh()
+    program = program_of(nn.Sequential(box, tanh, nn.PReLU()))
+    assert program.boxes(program.nodes) == [box]
+    assert program.boxes(program.dependents(["2.weight"])) == []
+    inside = nn.Sequential(nn.Sequential(box, impure.Branch()))
+    assert Program(inside, whole(), inside).boxes(whole().nodes) == [box]

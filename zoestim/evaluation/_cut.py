@@ -119,22 +119,31 @@ def prove(program: Program, x: Tensor) -> None:
     module, state = program.module, RandomState.current(x.device)
     here = {name: p.detach().clone() for name, p in module.named_parameters()}
     moved = {name: value + 0.01 * (1 + value.abs()) for name, value in here.items()}
+    # The module first: an error of its own is raised as it is.
+    expected, buffers = _run_in_place(module, here, x)
+    state.restore()
     try:
         done = program.run(x.clone())
-        found = done.output, program.rerun(done, moved)
+        elsewhere = program.rerun(done, moved)
     except Exception as error:
         raise Untraceable(f"its graph does not run ({error})") from error
-    for parameters, outputs in zip((here, moved), found, strict=True):
-        buffers = {name: buffer.clone() for name, buffer in module.named_buffers()}
-        tensors = {**parameters, **buffers}
-        state.restore()
-        if not _equal(outputs, call_in_place(module, tensors, (x.clone(),), {})):
-            raise Untraceable("its graph gives other outputs than its forward")
-        if parameters is here and any(
-            not _equal(done.tensors[name], tensors[name]) for name in buffers
-        ):
-            raise Untraceable("its graph leaves out what its forward writes to a buffer")
     state.restore()
+    if not _equal(done.output, expected):
+        raise Untraceable("its graph gives other outputs than its forward")
+    if not all(_equal(done.tensors[name], buffer) for name, buffer in buffers.items()):
+        raise Untraceable("its graph leaves out what its forward writes to a buffer")
+    if not _equal(elsewhere, _run_in_place(module, moved, x)[0]):
+        raise Untraceable("its graph takes parameters for constants")
+    state.restore()
+
+
+def _run_in_place(
+    module: nn.Module, parameters: dict[str, Tensor], x: Tensor
+) -> tuple[Any, dict[str, Tensor]]:
+    buffers = {name: buffer.clone() for name, buffer in module.named_buffers()}
+    tensors = {**parameters, **buffers}
+    outputs = call_in_place(module, tensors, (x.clone(),), {})
+    return outputs, {name: tensors[name] for name in buffers}
 
 
 def _equal(found: Any, expected: Any) -> bool:

@@ -126,7 +126,8 @@ class _Run:
     def fold_size(self, names: tuple[str, ...]) -> int:
         """Return how many queries of these parameters are folded into one batch."""
         nodes = self.program.dependents(names)
-        if not self.objective.foldable.get(names, True) or self.program.asks_once_per_query(nodes):
+        one_by_one = any(not box.vectorized for box in self.program.boxes(nodes))
+        if one_by_one or not self.objective.foldable.get(names, True):
             return 1
         theta = self.objective.theta()
         computed = [theta[name] for name in names], [self.done.values[node] for node in nodes]
@@ -153,7 +154,9 @@ class _Run:
 
     def _try_fold(self, chunk: Chunk) -> Tensor | None:
         """Fold a chunk; refuse the fold for good if it fails or differs from the loop."""
-        stacked = chunk.stack(True)
+        # A black box may be paid for: it is asked the queries and nothing beside them.
+        boxed = bool(self.program.boxes(self.program.dependents(chunk.names)))
+        stacked = chunk.stack(not boxed)
         try:
             losses = self._fold(stacked)
         except torch.OutOfMemoryError:
@@ -161,6 +164,8 @@ class _Run:
         except Exception as error:
             self._unfold(chunk, " ".join(str(error).split())[:160])
             return None
+        if boxed:
+            return losses
         if not self._folds_exactly(chunk, stacked, losses):
             self._unfold(chunk, "its operations do not fold exactly")
             return None

@@ -29,6 +29,9 @@ class BatchLoss(nn.Module):
         ``(outputs, y) -> scalar or per-sample losses``; a torch tensor, a numpy value or a
         Python number. Per-sample losses are averaged here, in float64: rounding a mean in
         float32 costs more digits of a finite difference than anything else.
+    flatten : bool, default=False
+        Whether outputs (n, 1) reach the criterion as (n,) where y has that shape. Against each
+        other the two would broadcast to (n, n).
 
     Notes
     -----
@@ -36,8 +39,9 @@ class BatchLoss(nn.Module):
     losses, so a torch criterion is used with ``reduction="none"``.
     """
 
-    def __init__(self, criterion: Callable[[Any, Any], Any]):
+    def __init__(self, criterion: Callable[[Any, Any], Any], flatten: bool = False):
         super().__init__()
+        self.flatten = flatten
         if isinstance(criterion, type) or not callable(criterion):
             raise TypeError(
                 f"criterion must be a callable (outputs, y) -> loss; got {criterion!r}. Pass an "
@@ -48,6 +52,8 @@ class BatchLoss(nn.Module):
     def forward(self, outputs: Any, target: Any) -> Tensor:
         """Return the loss; `target` is y, or the pair of y and sample weights."""
         y, weight = target if isinstance(target, list | tuple) else (target, None)
+        if self.flatten and isinstance(outputs, Tensor) and outputs.shape == (len(y), 1):
+            outputs = outputs.reshape(y.shape) if y.numel() == len(y) else outputs
         outputs, matched = _match(self.criterion, outputs, y)
         criterion = self.criterion if weight is None else self._per_sample()
         losses = criterion(outputs, matched)

@@ -74,10 +74,10 @@ class Objective:
         feature_reuse: bool = True,
         check_outputs: Callable[[Any, Batch], None] | None = None,
     ):
-        if isinstance(module, torch.jit.ScriptModule):
+        if isinstance(module, torch.jit.ScriptModule | nn.DataParallel):
             raise TypeError(
                 f"module is a {type(module).__name__}, whose parameters cannot be replaced for a "
-                "query; expected a plain torch.nn.Module. Pass the one it was made from."
+                "query; expected a plain torch.nn.Module. Pass the one that it was made from."
             )
         self.module = module
         self.loss = criterion if isinstance(criterion, BatchLoss) else BatchLoss(criterion)

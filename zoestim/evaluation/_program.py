@@ -108,14 +108,15 @@ class Program:
             self._dependents[key] = tuple(changed)
         return self._dependents[key]
 
-    def asks_once_per_query(self, nodes: Iterable[fx.Node]) -> bool:
-        """Return whether some node is a black box that takes one parameter set a call."""
-        return any(
-            isinstance(part, BlackBox) and not part.vectorized
+    def boxes(self, nodes: Iterable[fx.Node]) -> list[BlackBox]:
+        """Return the black boxes that running some nodes asks."""
+        return [
+            part
             for node in nodes
             if node.op == "call_module"
             for part in self.module.get_submodule(str(node.target)).modules()
-        )
+            if isinstance(part, BlackBox)
+        ]
 
     def run(self, x: Tensor) -> Pass:
         """Run the whole graph at the module's own parameters."""

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
+from itertools import accumulate
 
 import torch
 from torch import Tensor
@@ -15,6 +16,11 @@ def n_kept(ratio: float, size: int) -> int:
     return 0 if ratio == 1 else max(1, round((1 - ratio) * size))
 
 
+def n_kept_of(sparsity: float, sizes: Sequence[int]) -> int:
+    """Return how many weights pruning over all layers leaves: one a layer at least."""
+    return max(n_kept(sparsity, sum(sizes)), len(sizes))
+
+
 def top_coordinates(
     scores: Mapping[str, Tensor], sparsity: float, ranking: str = "absolute"
 ) -> dict[str, Tensor]:
@@ -25,7 +31,8 @@ def top_coordinates(
     scores : mapping from layer name to Tensor
         One score per weight.
     sparsity : float in [0, 1)
-        The fraction of all weights that is pruned. At least one is left.
+        The fraction of all weights that is pruned. At least one a layer is left: a layer
+        without would go untrained for the whole fit, as it may in the authors' code.
     ranking : {"absolute", "signed"}, default="absolute"
         ``"absolute"`` keeps the largest magnitudes, as the authors' code does;
         ``"signed"`` keeps the lowest values, the rule of GraSP (Wang et al., 2020).
@@ -43,12 +50,18 @@ def top_coordinates(
     {'a': tensor([1]), 'b': tensor([1])}
     """
     flat = torch.cat([score.flatten() for score in scores.values()])
-    keep = n_kept(sparsity, len(flat))
+    sizes = [score.numel() for score in scores.values()]
     rank = flat.abs() if ranking == "absolute" else -flat
+    starts = accumulate(sizes[:-1], initial=0)
+    best = [
+        start + int(part.argmax()) for start, part in zip(starts, rank.split(sizes), strict=True)
+    ]
+    rank = rank.index_fill(0, torch.tensor(best), float("inf"))  # the best of each layer first
     kept = torch.zeros(len(flat), dtype=torch.bool)
     # A stable sort, so that ties fall the same way on every machine.
-    kept[rank.sort(descending=True, stable=True).indices[:keep]] = True
-    parts = kept.split([score.numel() for score in scores.values()])
+    order = rank.sort(descending=True, stable=True).indices
+    kept[order[: n_kept_of(sparsity, sizes)]] = True
+    parts = kept.split(sizes)
     return {name: part.nonzero().flatten() for name, part in zip(scores, parts, strict=True)}
 
 
@@ -79,8 +92,8 @@ def layer_ratios(
     --------
     >>> import torch
     >>> from zoestim.sparsity import layer_ratios
-    >>> layer_ratios({"a": torch.tensor([3.0, -9.0]), "b": torch.tensor([1.0, 2.0])}, 0.5)
-    {'a': 0.0, 'b': 1.0}
+    >>> layer_ratios({"a": torch.tensor([3.0, -9.0, 7.0]), "b": torch.tensor([1.0])}, 0.5)
+    {'a': 0.6666666666666667, 'b': 0.0}
     """
     kept = top_coordinates(scores, sparsity, ranking)
     return {name: 1 - len(kept[name]) / score.numel() for name, score in scores.items()}

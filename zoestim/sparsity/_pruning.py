@@ -13,6 +13,7 @@ from zoestim.sparsity._layerwise import (
     draw_coordinates,
     layer_ratios,
     n_kept,
+    n_kept_of,
     top_coordinates,
 )
 
@@ -42,6 +43,9 @@ class Pruning(BaseEstimator):
     ranking : {"absolute", "signed"}, default="absolute"
         Keep the scores of largest magnitude, as the authors' code does, or the lowest
         ones, as GraSP has it.
+    distribution : {"gaussian", "sphere", "per-tensor"}, default="gaussian"
+        How ZO-GraSP draws its directions, see :class:`zoestim.gradients.RandomizedEstimator`;
+        the authors' code has ``"per-tensor"``.
 
     References
     ----------
@@ -56,11 +60,16 @@ class Pruning(BaseEstimator):
     """
 
     def __init__(
-        self, scores: str = "zo-grasp", selection: str = "dynamic", ranking: str = "absolute"
+        self,
+        scores: str = "zo-grasp",
+        selection: str = "dynamic",
+        ranking: str = "absolute",
+        distribution: str = "gaussian",
     ):
         self.scores = scores
         self.selection = selection
         self.ranking = ranking
+        self.distribution = distribution
 
     def check(self) -> None:
         """Refuse a rule that does not exist."""
@@ -154,7 +163,7 @@ class CoordinateSchedule:
         elif pruning.scores == "uniform":
             ratios = dict.fromkeys(sizes, sparsity)
         else:
-            return n_kept(sparsity, sum(sizes.values()))
+            return n_kept_of(sparsity, list(sizes.values()))
         return sum(n_kept(ratios[name], size) for name, size in sizes.items())
 
     def _due(self, epoch: int) -> bool:

@@ -118,8 +118,9 @@ class QueryProgress(Callback):
         steps = net.max_epochs * net.zo_batches_per_epoch
         limit = net.zo_step.settings.max_queries
         if limit is not None:
-            left = limit - net.zo_step.n_queries
-            steps = min(steps, max(1, left // net.zo_step.next_cost()))
+            scores = net.zo_step.scoring_due()
+            left, step = limit - net.zo_step.n_queries - scores, net.zo_step.next_cost() - scores
+            steps = min(steps, left // step)
         self._bar = tqdm(total=steps, unit="step", desc="zoestim")
 
     def on_batch_end(self, net: ZONet, training: bool = True, **kwargs: Any) -> None:

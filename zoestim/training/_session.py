@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import inspect
+import warnings
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -11,6 +12,7 @@ from typing import Any
 import numpy as np
 import torch
 from sklearn.base import is_classifier
+from sklearn.exceptions import ConvergenceWarning
 from sklearn.model_selection import train_test_split
 from skorch.callbacks import Callback, EarlyStopping
 from skorch.helper import predefined_split
@@ -68,6 +70,14 @@ class Session:
             with _attached(self.net, self.callbacks):
                 self.net.partial_fit(self.training, None)
             reason = _termination(self.net, self.callbacks, before)
+            if not self.net.zo_step.responded:
+                warnings.warn(
+                    "No query changed the loss, so nothing was learned: the step is too small "
+                    "for outputs that are rounded or counted. Raise "
+                    f"smoothing={estimator.smoothing}.",
+                    ConvergenceWarning,
+                    stacklevel=5,
+                )
         finally:
             _store(estimator, self.objective)
             estimator.termination_condition_ = reason
@@ -218,6 +228,7 @@ def _check_pruning(pruning: Any, objective: Objective) -> None:
     """Refuse rules and layers that do not exist, before anything is asked."""
     if isinstance(pruning, Pruning):
         pruning.check()
+        _refuse_bad(RandomizedEstimator(1, distribution=pruning.distribution))
     elif pruning is not None:
         owner = f"The prunable part of {type(objective.module).__name__}"
         check_names(pruning, prunable(objective), prefix="", owner=owner)
@@ -230,8 +241,13 @@ def _strategy(estimator: Any) -> Any:
     strategy = resolve_estimator(
         estimator.gradient, estimator.smoothing, estimator.scheme, estimator.n_directions
     )
-    strategy.queries(torch.arange(1), (1,), torch.Generator())  # refuses what it cannot use
+    _refuse_bad(strategy)
     return strategy
+
+
+def _refuse_bad(strategy: Any) -> None:
+    """Let a strategy refuse its own parameters before anything is asked."""
+    strategy.queries(torch.arange(1), (1,), torch.Generator())
 
 
 def _lr(estimator: Any) -> float:
@@ -319,7 +335,7 @@ def _store(estimator: Any, objective: Objective) -> None:
     estimator.n_iter_ = len(finished)
     estimator.n_queries_ = step.n_queries
     estimator.history_ = estimator.net_.history
-    estimator.loss_curve_ = [row["train_loss"] for row in finished]
+    estimator.loss_curve_ = [float(row["train_loss"]) for row in finished]
     estimator.feature_reuse_ = objective.reuse
     estimator.layer_ratios_ = {name: ratios.get(name, 0.0) for name in objective.parameters.names}
 

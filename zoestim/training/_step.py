@@ -63,6 +63,8 @@ class TrainingStep:
         Losses asked for so far.
     n_steps : int
         Steps that were finished.
+    responded : bool
+        Whether any query of them gave another loss than the base.
     schedule : CoordinateSchedule or None
         The sparse coordinate sets, from the first batch on; None queries everything.
     active : Tensor of int64
@@ -76,6 +78,7 @@ class TrainingStep:
         self.generator = generator
         self.n_queries = 0
         self.n_steps = 0
+        self.responded = False
         self.epoch = 0
         self.schedule: CoordinateSchedule | None = None
         self.active = torch.empty(0, dtype=torch.int64)
@@ -89,13 +92,15 @@ class TrainingStep:
         self.objective = objective
         self._prunable = prunable(objective)
         if not self.affordable():
-            cost = self.next_cost()
+            cost, scores = self.next_cost(), self.scoring_due()
             self.__dict__.clear()
             self.__dict__.update(before)
             raise ValueError(
                 f"max_queries={settings.max_queries} does not allow one training step: it "
-                f"needs {cost} queries, and {self.n_queries} were asked before. "
-                "Raise max_queries or sparsity, or lower n_pruning_queries or n_directions."
+                f"needs {cost} queries, {scores} of them for the scores of pruning, and "
+                f"{self.n_queries} were asked before. Raise max_queries above "
+                f"{self.n_queries + cost + settings.reserved - 1}, raise sparsity, or lower "
+                "n_pruning_queries (pruning='uniform' needs none) or, for RGE, n_directions."
             )
 
     def __getstate__(self) -> dict[str, Any]:
@@ -122,6 +127,7 @@ class TrainingStep:
         self.objective.write_gradient(gradient.dense(parameters.size))
         self.objective.keep_buffers(found.tensors)
         self.n_steps += 1
+        self.responded |= found.base_loss == 0 or bool((found.losses != found.base_loss).any())
         return found.base_loss, found.outputs
 
     def restrict_update(self) -> None:
@@ -141,14 +147,16 @@ class TrainingStep:
 
     def next_cost(self) -> int:
         """Return how many queries the next step needs, with scores that fall due."""
+        return self.scoring_due() + 1 + self.settings.estimator.n_queries(self._n_active())
+
+    def scoring_due(self) -> int:
+        """Return how many of them are for scores."""
         if self.schedule is not None:
             scoring = self.schedule.scores_next(self.epoch)
         else:
             scoring = self._sparse and isinstance(self.settings.pruning, Pruning)
         kind = getattr(self.settings.pruning, "scores", "")
-        pruning = scoring_cost(kind, self.settings.n_pruning_queries)
-        step = 1 + self.settings.estimator.n_queries(self._n_active())
-        return scoring * pruning + step
+        return scoring * scoring_cost(kind, self.settings.n_pruning_queries)
 
     def affordable(self) -> bool:
         """Return whether the budget allows the next step and the validation after it."""
@@ -203,7 +211,11 @@ class TrainingStep:
         """Return the scores of the prunable weights on the batch of this step."""
         settings = self.settings
         self.n_queries += scoring_cost(kind, settings.n_pruning_queries)
-        estimator = RandomizedEstimator(settings.n_pruning_queries, settings.smoothing)
+        estimator = RandomizedEstimator(
+            settings.n_pruning_queries,
+            settings.smoothing,
+            distribution=settings.pruning.distribution,  # type: ignore[union-attr]
+        )
         return score_weights(
             kind, self.objective, self._batch, self._prunable, estimator, self.generator
         )
