@@ -83,3 +83,15 @@ def test_estimates_in_threads_do_not_disturb_each_other():
     with ThreadPoolExecutor(4) as threads:
         assert all(torch.equal(found, expected) for found in threads.map(once, range(8)))
     assert torch.equal(torch.get_rng_state(), state)
+
+
+def test_an_error_of_a_black_box_says_what_was_moved():
+    def refuses(params, X):
+        if params["b"] != 0:
+            raise OSError("out of paper")
+        return X[:, :1] * params["a"]
+
+    box = BlackBox(refuses, {"a": np.ones(1), "b": np.zeros(1)})
+    with pytest.raises(OSError, match="out of paper") as raised:
+        estimate_gradient(box, nn.MSELoss(), INPUTS, INPUTS[:, :1])
+    assert raised.value.__notes__ == ["It came up while ('b',) were moved on the batch."]

@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import warnings
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 from torch.func import vmap
 from torch.utils import _pytree as pytree
 
@@ -96,20 +98,23 @@ def evaluate(
         base_loss = float(objective.batch_loss(done.output, batch))
         criterion_draws = RandomState.current(batch.X.device) != drawn
         _refuse_nonfinite_base(base_loss, done.output, batch)
-        losses = torch.empty(len(queries), dtype=torch.float64)
-        attributes = [(part, dict(vars(part))) for part in objective.module.modules()]
-        theta = objective.theta()
         run = _Run(objective, batch, program, done, base_loss, drawn if criterion_draws else None)
-        for chunk in make_chunks(queries, objective.parameters, theta, run.fold_size):
-            changes = run.losses(chunk) - base_loss
-            if chunk.stretch is not None:
-                changes *= chunk.stretch
-            losses[chunk.positions] = base_loss + changes
-        for part, before in attributes:  # what a forward stored of a query is gone with it
-            part.__dict__.clear()
-            part.__dict__.update(before)
+        with _unchanged_attributes(objective.module):
+            losses = run.all_losses(queries)
         _refuse_nonfinite(losses, queries, objective, batch)
     return Evaluation(base_loss, losses, done.output, done.tensors)
+
+
+@contextmanager
+def _unchanged_attributes(module: nn.Module) -> Iterator[None]:
+    """Forget what forwards store of queries: a lane of a fold cannot even be pickled."""
+    attributes = [(part, dict(vars(part))) for part in module.modules()]
+    try:
+        yield
+    finally:
+        for part, before in attributes:
+            part.__dict__.clear()
+            part.__dict__.update(before)
 
 
 @dataclass(frozen=True)
@@ -122,6 +127,21 @@ class _Run:
     done: Pass
     base_loss: float
     draws: RandomState | None  # what the criterion is to draw, if it draws at all
+
+    def all_losses(self, queries: Queries) -> Tensor:
+        """Return the loss of each query."""
+        losses = torch.empty(len(queries), dtype=torch.float64)
+        parameters, theta = self.objective.parameters, self.objective.theta()
+        for chunk in make_chunks(queries, parameters, theta, self.fold_size):
+            try:
+                changes = self.losses(chunk) - self.base_loss
+            except Exception as error:
+                error.add_note(f"It came up while {chunk.names} were moved on {self.batch.label}.")
+                raise
+            if chunk.stretch is not None:
+                changes *= chunk.stretch
+            losses[chunk.positions] = self.base_loss + changes
+        return losses
 
     def fold_size(self, names: tuple[str, ...]) -> int:
         """Return how many queries of these parameters are folded into one batch."""
