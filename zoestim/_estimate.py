@@ -163,9 +163,7 @@ def estimate_gradient(
     gradient = estimator.combine(queries, found.base_loss, found.losses)
     estimate = GradientEstimate(found.base_loss, len(queries) + 1, gradient, parameters)
     if set_grad:
-        named = dict(given.named_parameters())
-        for name, value in estimate.as_dict().items():
-            named[name].grad = value.to(named[name])
+        parameters.write_gradient(given, gradient.dense(parameters.size))
     return estimate
 
 

@@ -108,9 +108,7 @@ class Objective:
 
     def write_gradient(self, flat: Tensor) -> None:
         """Write a flat gradient of size d to the parameters' ``.grad``."""
-        named = dict(self.module.named_parameters())
-        for name, value in self.parameters.split(flat).items():
-            named[name].grad = value.to(named[name])
+        self.parameters.write_gradient(self.module, flat)
 
     @torch.no_grad()
     def keep_buffers(self, tensors: Mapping[str, Tensor]) -> None:

@@ -67,6 +67,12 @@ class ParameterMap:
         parts = vector.split(list(self.sizes.values()))
         return {n: p.view(s) for n, p, s in zip(self.names, parts, self.shapes, strict=True)}
 
+    def write_gradient(self, module: nn.Module, flat: Tensor) -> None:
+        """Write a flat gradient of size d to the ``.grad`` of a module's parameters."""
+        named = dict(module.named_parameters())
+        for name, value in self.split(flat).items():
+            named[name].grad = value.to(named[name])
+
     def describe(self, coordinate: int) -> str:
         """Return a coordinate as a person would write it, such as ``conv1.weight[0, 2]``."""
         offset = coordinate

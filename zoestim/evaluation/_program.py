@@ -75,6 +75,11 @@ class Program:
         self._canonical |= _first_names(module.named_buffers(remove_duplicate=False))
         self._tensors = {node: self._names_of(node) for node in self.nodes}
         self._buffers = frozenset(name for name, _ in module.named_buffers())
+        self._boxes = {
+            str(node.target): self._boxes_in(str(node.target))
+            for node in self.nodes
+            if node.op == "call_module"
+        }
         self._dependents: dict[frozenset[str], tuple[fx.Node, ...]] = {}
 
     def _names_of(self, node: fx.Node) -> dict[str, str]:
@@ -110,13 +115,12 @@ class Program:
 
     def boxes(self, nodes: Iterable[fx.Node]) -> list[BlackBox]:
         """Return the black boxes that running some nodes asks."""
-        return [
-            part
-            for node in nodes
-            if node.op == "call_module"
-            for part in self.module.get_submodule(str(node.target)).modules()
-            if isinstance(part, BlackBox)
-        ]
+        asked = (str(node.target) for node in nodes if node.op == "call_module")
+        return [box for target in asked for box in self._boxes[target]]
+
+    def _boxes_in(self, target: str) -> list[BlackBox]:
+        parts = self.module.get_submodule(target).modules()
+        return [part for part in parts if isinstance(part, BlackBox)]
 
     def run(self, x: Tensor) -> Pass:
         """Run the whole graph at the module's own parameters."""
@@ -139,8 +143,7 @@ class Program:
         if node.op == "get_attr":
             return next(iter(tensors.values())).clone() if tensors else self._constant(node)
         args, kwargs = _arguments(node, done.values, {})
-        copies = {name: done.tensors[name].clone() for name in names.values()}
-        found = {local: copies[name] for local, name in names.items()}
+        found = _copied(tensors, names)
         versions = _versions(tensors)
         result = self._call(node, tensors, args, kwargs, first=True)
         after = {names[local]: tensor for local, tensor in tensors.items()}
@@ -170,9 +173,7 @@ class Program:
             if node.op == "get_attr":
                 values[node] = next(iter(tensors.values()))
                 continue
-            found, names = done.kept.get(node, {}), self._tensors[node]
-            copies = {names[local]: t.clone() for local, t in found.items()}
-            kept = {local: copies[names[local]] for local in found}
+            kept = _copied(done.kept.get(node, {}), self._tensors[node])
             args, kwargs = _arguments(node, done.values, values)
             values[node] = self._call(node, {**kept, **tensors}, args, kwargs)
         return values.get(self.nodes[-1], done.output)
@@ -246,6 +247,12 @@ def _first_names(named: Iterable[tuple[str, Tensor]]) -> dict[str, str]:
     """Return, for each name of a tensor, the first name it goes by (weight tying)."""
     first: dict[int, str] = {}
     return {name: first.setdefault(id(tensor), name) for name, tensor in named}
+
+
+def _copied(tensors: Mapping[str, Tensor], names: Mapping[str, str]) -> dict[str, Tensor]:
+    """Return copies by local name; places that share a tensor share its copy."""
+    copies = {names[local]: tensor.clone() for local, tensor in tensors.items()}
+    return {local: copies[names[local]] for local in tensors}
 
 
 def _arguments(

@@ -80,6 +80,17 @@ class Pruning(BaseEstimator):
                 raise ValueError(f"Pruning: {name} must be one of {list(known)}; {got}.")
 
 
+def _given_ratios(
+    pruning: Pruning | Mapping[str, float], sparsity: float, sizes: Mapping[str, int]
+) -> dict[str, float] | None:
+    """Return the layer-wise ratios that are known without a score, or None."""
+    if isinstance(pruning, Mapping):
+        return {name: pruning.get(name, sparsity) for name in sizes}
+    if pruning.scores == "uniform" or sparsity == 0:
+        return dict.fromkeys(sizes, sparsity)
+    return None
+
+
 class CoordinateSchedule:
     """The sparse coordinate set of each moment of a fit, Alg. 1.
 
@@ -125,15 +136,14 @@ class CoordinateSchedule:
         self.ratios = self._start()
 
     def _start(self) -> dict[str, float]:
-        if isinstance(self.pruning, Mapping):
-            return {name: self.pruning.get(name, self.sparsity) for name in self.sizes}
-        if self.pruning.scores == "uniform" or self.sparsity == 0:
-            return dict.fromkeys(self.sizes, self.sparsity)
-        if self.pruning.selection != "dynamic":
-            self._current = self._best(self.pruning)
+        given = _given_ratios(self.pruning, self.sparsity, self.sizes)
+        if given is not None:
+            return given
+        rule: Pruning = self.pruning  # type: ignore[assignment]  # a mapping gives its ratios
+        if rule.selection != "dynamic":
+            self._current = self._best(rule)
             return self.ratios
-        scores = self.score(self.pruning.scores)
-        return layer_ratios(scores, self.sparsity, self.pruning.ranking)
+        return layer_ratios(self.score(rule.scores), self.sparsity, rule.ranking)
 
     def _best(self, rule: Pruning) -> dict[str, Tensor]:
         best = top_coordinates(self.score(rule.scores), self.sparsity, rule.ranking)
@@ -158,11 +168,8 @@ class CoordinateSchedule:
         pruning: Pruning | Mapping[str, float], sparsity: float, sizes: Mapping[str, int]
     ) -> int:
         """Return how many coordinates a set will have, before any score is known."""
-        if isinstance(pruning, Mapping):
-            ratios = {name: pruning.get(name, sparsity) for name in sizes}
-        elif pruning.scores == "uniform":
-            ratios = dict.fromkeys(sizes, sparsity)
-        else:
+        ratios = _given_ratios(pruning, sparsity, sizes)
+        if ratios is None:
             return n_kept_of(sparsity, list(sizes.values()))
         return sum(n_kept(ratios[name], size) for name, size in sizes.items())
 

@@ -52,7 +52,8 @@ def score_weights(
     generator : torch.Generator
         Where the randomness comes from.
     """
-    theta = {name: objective.theta()[name].to(torch.float64) for name in layers}
+    own = objective.theta()
+    theta = {name: own[name].to(torch.float64) for name in layers}
     if kind == "magnitude":
         return {name: value.cpu().clone() for name, value in theta.items()}
     if kind == "random":

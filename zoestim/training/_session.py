@@ -251,9 +251,9 @@ def _refuse_bad(strategy: Any) -> None:
 
 
 def _lr(estimator: Any) -> float:
-    strategy = _strategy(estimator)
     if estimator.lr is not None:
         return estimator.lr
+    strategy = _strategy(estimator)
     return estimator._default_lr["rge" if isinstance(strategy, RandomizedEstimator) else "cge"]
 
 
