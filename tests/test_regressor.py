@@ -129,7 +129,8 @@ def test_the_physical_constants_of_a_black_box_are_found():
 def test_the_default_loss_is_the_mean_squared_error():
     own = ZORegressor(make_linear, **QUICK).fit(X, MANY)
     given = ZORegressor(make_linear, criterion=nn.MSELoss(reduction="none"), **QUICK).fit(X, MANY)
-    assert own.loss_curve_ == given.loss_curve_
+    # Its outputs and their mean are rounded in another order.
+    assert own.loss_curve_ == pytest.approx(given.loss_curve_, rel=1e-9)
 
 
 def test_another_criterion_gives_another_estimate():

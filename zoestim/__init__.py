@@ -2,6 +2,7 @@
 
 from zoestim._classifier import ZOClassifier
 from zoestim._estimate import GradientEstimate, estimate_gradient
+from zoestim._explain import Explanation, explain
 from zoestim._load import load
 from zoestim._regressor import ZORegressor
 from zoestim.evaluation import BlackBox, FeatureReuseWarning, QueryError
@@ -10,11 +11,13 @@ __version__ = "0.1.0.dev0"
 
 __all__ = [
     "BlackBox",
+    "Explanation",
     "FeatureReuseWarning",
     "GradientEstimate",
     "QueryError",
     "ZOClassifier",
     "ZORegressor",
     "estimate_gradient",
+    "explain",
     "load",
 ]

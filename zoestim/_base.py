@@ -15,7 +15,14 @@ from torch import Tensor, nn
 from zoestim._modules import build_criterion, build_module
 from zoestim._parameters import ZOParameters
 from zoestim._persistence import save
-from zoestim.evaluation import Batch, BatchLoss, Objective, as_input, unchanged_generators
+from zoestim.evaluation import (
+    MATRIX_TYPES,
+    Batch,
+    BatchLoss,
+    Objective,
+    as_input,
+    unchanged_generators,
+)
 from zoestim.training import CallbackSupportMixin, prepare
 
 PREDICT_BATCH = 1024
@@ -105,6 +112,8 @@ class BaseZOEstimator(CallbackSupportMixin, ZOParameters):
             module,
             criterion,
             feature_reuse=self.feature_reuse,
+            matrix_type=MATRIX_TYPES.get(self.precision),
+            memory_budget=self.memory_budget,
             check_outputs=self._check_outputs,
         )
 

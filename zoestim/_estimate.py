@@ -12,6 +12,7 @@ import torch
 from torch import Tensor, nn
 
 from zoestim.evaluation import (
+    MATRIX_TYPES,
     PRECISIONS,
     Batch,
     BatchLoss,
@@ -79,6 +80,7 @@ def estimate_gradient(
     coordinates: Mapping[str, Any] | None = None,
     feature_reuse: bool = True,
     precision: str = "auto",
+    memory_budget: int | None = None,
     random_state: int | np.random.RandomState | None = None,
     set_grad: bool = False,
 ) -> GradientEstimate:
@@ -113,8 +115,13 @@ def estimate_gradient(
         By default all.
     feature_reuse : bool, default=True
         Whether to run, in each query, only what its parameter changes, Eq. (4).
-    precision : {"auto", "float32", "float64"}, default="auto"
+    precision : {"auto", "float64", "float32", "bfloat16"}, default="auto"
         ``"auto"`` computes in the module's own type; the others in a converted copy.
+        ``"bfloat16"`` is float32 in which convolutions and linear layers multiply the
+        changes of queries in bfloat16: faster on a GPU, with estimates within some percent.
+    memory_budget : int, optional
+        Bytes that queries in flight may take on the device; by default a quarter of what
+        is free. A fold that does not fit is halved.
     random_state : int, RandomState instance or None, default=None
         Draws the directions of ``"rge"``.
     set_grad : bool, default=False
@@ -153,7 +160,13 @@ def estimate_gradient(
     given, module = module, _converted(module, precision)
     like = first_parameter(module)
     loss = BatchLoss(copy.deepcopy(criterion)).to(like)  # class weights in the module's type
-    objective = Objective(module, loss, feature_reuse=feature_reuse)
+    objective = Objective(
+        module,
+        loss,
+        feature_reuse=feature_reuse,
+        matrix_type=MATRIX_TYPES.get(precision),
+        memory_budget=memory_budget,
+    )
     estimator = resolve_estimator(method, smoothing, scheme, n_directions, "method")
     parameters = objective.parameters
     flat = _flat_coordinates(coordinates, parameters)

@@ -12,6 +12,7 @@ from sklearn.utils._param_validation import HasMethods, Interval, StrOptions
 from torch import nn
 
 from zoestim._modules import check_names
+from zoestim.evaluation import PRECISIONS
 from zoestim.gradients import N_DIRECTIONS, SCHEMES, SMOOTHING
 from zoestim.sparsity import SCORES, Pruning
 
@@ -51,7 +52,8 @@ class ZOParameters(BaseEstimator):
         "tol": [Interval(Real, 0, None, closed="left")],
         "device": [str, torch.device],
         "feature_reuse": ["boolean"],
-        "precision": [StrOptions({"auto", "float32", "float64"})],
+        "precision": [StrOptions({"auto", *PRECISIONS})],
+        "memory_budget": [None, Interval(Integral, 1, None, closed="left")],
         "callbacks": [None, list],
         "warm_start": ["boolean"],
         "random_state": ["random_state"],
@@ -87,6 +89,7 @@ class ZOParameters(BaseEstimator):
         device: str | torch.device = "cpu",
         feature_reuse: bool = True,
         precision: str = "auto",
+        memory_budget: int | None = None,
         callbacks: list | None = None,
         warm_start: bool = False,
         random_state: Any = None,
@@ -119,6 +122,7 @@ class ZOParameters(BaseEstimator):
         self.device = device
         self.feature_reuse = feature_reuse
         self.precision = precision
+        self.memory_budget = memory_budget
         self.callbacks = callbacks
         self.warm_start = warm_start
         self.random_state = random_state

@@ -26,7 +26,7 @@ from zoestim.gradients import CoordinateEstimator, RandomizedEstimator
 pytestmark = pytest.mark.usefixtures("global_rng_untouched")
 
 every_case = pytest.mark.parametrize("case", CASES, ids=ids)
-FOLD_BYTES = "zoestim.evaluation._evaluate.FOLD_BYTES"
+FOLD_BYTES = "zoestim.evaluation._cost.FOLD_BYTES"
 CPU = torch.device("cpu")
 
 

@@ -1,9 +1,11 @@
 """From queries to losses, Sec. 5: feature reuse, folding, black boxes."""
 
 from zoestim.evaluation._black_box import BlackBox
+from zoestim.evaluation._cost import Cost, assumed, counted, equal_shares, measure
 from zoestim.evaluation._cut import FeatureReuse, FeatureReuseWarning
 from zoestim.evaluation._evaluate import Evaluation, QueryError, evaluate
 from zoestim.evaluation._inputs import (
+    MATRIX_TYPES,
     PRECISIONS,
     as_input,
     as_tensor,
@@ -14,25 +16,34 @@ from zoestim.evaluation._inputs import (
 from zoestim.evaluation._loss import BatchLoss
 from zoestim.evaluation._objective import Batch, Objective
 from zoestim.evaluation._parameters import ParameterMap
+from zoestim.evaluation._propagate import Propagation, Visit
 from zoestim.evaluation._random import RandomState, unchanged_generators
 
 __all__ = [
+    "MATRIX_TYPES",
     "PRECISIONS",
     "Batch",
     "BatchLoss",
     "BlackBox",
+    "Cost",
     "Evaluation",
     "FeatureReuse",
     "FeatureReuseWarning",
     "Objective",
     "ParameterMap",
+    "Propagation",
     "QueryError",
     "RandomState",
+    "Visit",
     "as_input",
     "as_tensor",
+    "assumed",
+    "counted",
     "draw_seed",
+    "equal_shares",
     "evaluate",
     "first_parameter",
+    "measure",
     "private_generator",
     "unchanged_generators",
 ]

@@ -42,8 +42,9 @@ class FeatureReuse:
         Why not, where it is not active.
     opaque : dict from module name to str
         Submodules that count as one node each, and why torch.fx could not trace them.
-    unfolded : dict from parameter names to str
-        Parameters whose queries run one by one rather than many in one batch, and why.
+    unfolded : dict from name to str
+        What runs one query at a time rather than many in one batch, and why: modules, the
+        criterion, or parameters all of whose queries do.
     """
 
     active: bool = True

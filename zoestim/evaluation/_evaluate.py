@@ -2,26 +2,26 @@
 
 from __future__ import annotations
 
-import warnings
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.func import vmap
 from torch.utils import _pytree as pytree
 
+from zoestim.evaluation._cost import FREE_SHARE, Cost, assumed, fold_size, free_memory, measure
+from zoestim.evaluation._lanes import out_of_memory
 from zoestim.evaluation._objective import Batch, Objective
-from zoestim.evaluation._plan import Chunk, make_chunks
+from zoestim.evaluation._plan import Chunk, FoldSize, Group, make_groups
 from zoestim.evaluation._program import Pass, Program
+from zoestim.evaluation._propagate import Propagation
 from zoestim.evaluation._random import RandomState, unchanged_generators
 from zoestim.gradients import CoordinateQueries, Queries
+from zoestim.propagation import Value
 
-# What the queries of one fold may compute together, in bytes: it should stay in the cache.
-FOLD_BYTES = 2**23
-MAX_FOLD = 256
+ALONE = FoldSize(1, 1, 0)
 
 
 class QueryError(RuntimeError):
@@ -98,7 +98,10 @@ def evaluate(
         base_loss = float(objective.batch_loss(done.output, batch))
         criterion_draws = RandomState.current(batch.X.device) != drawn
         _refuse_nonfinite_base(base_loss, done.output, batch)
-        run = _Run(objective, batch, program, done, base_loss, drawn if criterion_draws else None)
+        draws = drawn if criterion_draws else None
+        propagation = Propagation(program, done, objective.ways, objective.matrix_type)
+        budget = objective.memory_budget or int(FREE_SHARE * free_memory(batch.X.device))
+        run = _Run(objective, batch, program, done, base_loss, draws, propagation, budget)
         with _unchanged_attributes(objective.module):
             losses = run.all_losses(queries)
         _refuse_nonfinite(losses, queries, objective, batch)
@@ -127,119 +130,120 @@ class _Run:
     done: Pass
     base_loss: float
     draws: RandomState | None  # what the criterion is to draw, if it draws at all
+    propagation: Propagation
+    memory_budget: int
 
     def all_losses(self, queries: Queries) -> Tensor:
         """Return the loss of each query."""
-        losses = torch.empty(len(queries), dtype=torch.float64)
         parameters, theta = self.objective.parameters, self.objective.theta()
-        for chunk in make_chunks(queries, parameters, theta, self.fold_size):
+        losses = torch.full((len(queries),), self.base_loss, dtype=torch.float64)
+        for group in make_groups(queries, parameters, theta):
             try:
-                changes = self.losses(chunk) - self.base_loss
+                for chunk in group.chunks(self.fold_size(group)):
+                    losses[chunk.positions] += self.changes(chunk)
             except Exception as error:
-                error.add_note(f"It came up while {chunk.names} were moved on {self.batch.label}.")
+                error.add_note(f"It came up while {group.names} were moved on {self.batch.label}.")
                 raise
-            if chunk.stretch is not None:
-                changes *= chunk.stretch
-            losses[chunk.positions] = self.base_loss + changes
         return losses
 
-    def fold_size(self, names: tuple[str, ...]) -> int:
-        """Return how many queries of these parameters are folded into one batch."""
-        nodes = self.program.dependents(names)
-        one_by_one = any(not box.vectorized for box in self.program.boxes(nodes))
-        if one_by_one or not self.objective.foldable.get(names, True):
-            return 1
-        theta = self.objective.theta()
-        computed = [theta[name] for name in names], [self.done.values[node] for node in nodes]
-        return max(1, min(FOLD_BYTES // max(_nbytes(computed), 1), MAX_FOLD))
+    def fold_size(self, group: Group) -> FoldSize:
+        """Return how many queries of a group are folded into one batch."""
+        if not self.objective.foldable.setdefault(group.names, not self.program.in_place):
+            return ALONE
+        try:
+            return fold_size(self.cost(group), self.memory_budget)
+        except Exception as error:
+            if not out_of_memory(error):
+                self._unfold(group.names, error)
+            return ALONE
 
-    def losses(self, chunk: Chunk) -> Tensor:
-        """Return the losses of a chunk, folded if that gives what one by one gives."""
-        if len(chunk) > 1 and self.objective.foldable.get(chunk.names, True):
-            folded = self._try_fold(chunk)
-            if folded is not None:
-                return folded
-        stacked = chunk.stack(False)
-        return torch.stack([self._loss_of(stacked, lane) for lane in range(len(chunk))])
+    def cost(self, group: Group) -> Cost:
+        """Return the cost of one query of a group, from its first one."""
+        known, key = self.objective.costs, (group.names, self.batch.X.shape)
+        if key not in known:
+            nodes = self.program.dependents(group.names)
+            if self.program.boxes(nodes):  # a query on trial would be paid for
+                known[key] = assumed([self.done.values[node] for node in nodes])
+            else:
+                one = group.chunk(group.positions[:1])
+                known[key] = measure(self.propagation, one.changes)
+        return known[key]
 
-    def _loss_of(self, stacked: dict[str, Tensor], lane: int) -> Tensor:
-        parameters = {name: values[lane] for name, values in stacked.items()}
-        outputs = self.program.rerun(self.done, parameters)
-        return self._criterion(outputs).cpu()
+    def changes(self, chunk: Chunk) -> Tensor:
+        """Return by how much each query changes the loss: folded if that is proven."""
+        folded = self._try_fold(chunk) if self.objective.foldable[chunk.names] else None
+        if folded is not None:
+            return folded
+        return self._one_by_one(chunk, range(len(chunk)))
 
-    def _criterion(self, outputs: Any) -> Tensor:
+    def _one_by_one(self, chunk: Chunk, lanes: Sequence[int]) -> Tensor:
+        losses = []
+        for lane in lanes:
+            outputs = self.program.rerun(self.done, chunk.lane(lane))
+            losses.append(self._criterion(outputs).cpu())
+        return (torch.stack(losses) - self.base_loss) * chunk.stretch()[lanes]
+
+    def _criterion(self, outputs: Any, wide: bool = False) -> Tensor:
         if self.draws is not None:
             self.draws.restore()
-        return self.objective.batch_loss(outputs, self.batch)
+        return self.objective.batch_loss(outputs, self.batch, wide)
 
     def _try_fold(self, chunk: Chunk) -> Tensor | None:
         """Fold a chunk; refuse the fold for good if it fails or differs from the loop."""
-        # A black box may be paid for: it is asked the queries and nothing beside them.
-        boxed = bool(self.program.boxes(self.program.dependents(chunk.names)))
-        stacked = chunk.stack(not boxed)
         try:
-            losses = self._fold(stacked)
-        except torch.OutOfMemoryError:
-            return None  # for this chunk only
+            changes = self._loss_changes(self.propagation.run(chunk.changes, chunk.fold)).cpu()
         except Exception as error:
-            self._unfold(chunk, " ".join(str(error).split())[:160])
-            return None
-        if boxed:
-            return losses
-        if not self._folds_exactly(chunk, stacked, losses):
-            self._unfold(chunk, "its operations do not fold exactly")
-            return None
-        self.objective.foldable[chunk.names] = True
-        # The base loss in the same kernels as the queries: their rounding cancels.
-        return self.base_loss + (losses[1:] - losses[0])
+            if not out_of_memory(error):
+                if self.program.boxes(self.program.dependents(chunk.names)):
+                    raise  # asking again is paid for again
+                self._unfold(chunk.names, error)
+                return None
+            changes = None
+        if changes is None:  # the memory of the failed fold is free only here
+            return torch.cat([self.changes(h) for h in chunk.halves()]) if len(chunk) > 1 else None
+        if self._is_exact(chunk, changes):
+            return changes
+        self._unfold(chunk.names, "its operations do not fold exactly")
+        return None
 
-    def _folds_exactly(self, chunk: Chunk, stacked: dict[str, Tensor], losses: Tensor) -> bool:
-        """Judge a fold by the base loss and, the first time, by two queries on their own.
+    def _loss_changes(self, outputs: Any) -> Tensor:
+        """Return by how much changed outputs change the loss."""
+        if isinstance(outputs, Value) and self.draws is None:
+            closed = self.objective.loss.changes(outputs, self.batch.target)
+            if closed is not None:
+                return closed
+        leaves, spec = pytree.tree_flatten(outputs)
+
+        def operation(lanes: list[Any], wide: bool) -> Tensor:
+            return self._criterion(pytree.tree_unflatten(lanes, spec), wide)
+
+        losses, _ = self.objective.ways.run(operation, leaves, "criterion")
+        return losses[1:] - losses[0]
+
+    def _is_exact(self, chunk: Chunk, changes: Tensor) -> bool:
+        """Judge the first fold of some parameters by two queries on their own.
 
         A query is judged by its difference from the base, which is what the gradient is
-        made of: the losses themselves differ so little that any would pass.
+        made of: the losses themselves differ so little that any would pass. A black box may
+        be paid for: it is asked the queries and nothing beside them.
         """
-        precision = torch.finfo(stacked[chunk.names[0]].dtype)
-        rounding = 64 * precision.eps * max(1.0, abs(self.base_loss))
-        base = torch.tensor(self.base_loss, dtype=torch.float64)
-        if not torch.isclose(losses[0], base, rtol=0, atol=rounding, equal_nan=True):
-            return False
-        if chunk.names in self.objective.foldable:
+        proven, names = self.objective.proven, chunk.names
+        if names in proven or self.program.boxes(self.program.dependents(names)):
             return True
+        precision = torch.finfo(chunk.theta[names[0]].dtype)
+        rounding = 64 * precision.eps * max(1.0, abs(self.base_loss))
+        lanes = sorted({0, len(chunk) - 1})
+        expected, found = self._one_by_one(chunk, lanes), changes[lanes]
         rtol = 1e-6 if precision.eps < 1e-12 else 1e-2
-        lanes = sorted({1, len(chunk)})
-        expected = torch.stack([self._loss_of(stacked, lane) for lane in lanes]) - base
-        found = losses[lanes] - losses[0]
-        return torch.allclose(found, expected, rtol=rtol, atol=rounding, equal_nan=True)
+        rtol = 0.2 if self.objective.matrix_type is not None else rtol
+        if not torch.allclose(found, expected, rtol=rtol, atol=rounding, equal_nan=True):
+            return False
+        proven.add(names)
+        return True
 
-    def _unfold(self, chunk: Chunk, reason: str) -> None:
-        self.objective.foldable[chunk.names] = False
-        self.objective.reuse.unfolded[", ".join(chunk.names)] = reason
-
-    def _fold(self, stacked: dict[str, Tensor]) -> Tensor:
-        with warnings.catch_warnings():
-            _refuse_slow_folds()
-            outputs = vmap(lambda lane: self.program.rerun(self.done, lane), randomness="same")(
-                stacked
-            )
-        try:
-            with warnings.catch_warnings():
-                _refuse_slow_folds()
-                losses = vmap(self._criterion)(outputs)
-        except Exception:  # a criterion in numpy, with random numbers, or with branches
-            lanes = range(len(next(iter(stacked.values()))))
-            each = [pytree.tree_map(lambda v, k=k: v[k], outputs) for k in lanes]
-            losses = torch.stack([self._criterion(lane) for lane in each])
-        return losses.cpu()
-
-
-def _refuse_slow_folds() -> None:
-    """Torch warns where it would run a fold one by one: then so do we."""
-    warnings.filterwarnings("error", message="There is a performance drop")
-
-
-def _nbytes(value: Any) -> int:
-    return sum(leaf.nbytes for leaf in pytree.tree_leaves(value) if isinstance(leaf, Tensor))
+    def _unfold(self, names: tuple[str, ...], reason: Exception | str) -> None:
+        self.objective.foldable[names] = False
+        self.objective.reuse.unfolded[", ".join(names)] = " ".join(str(reason).split())[:160]
 
 
 def _refuse_nonfinite_base(loss: float, outputs: Any, batch: Batch) -> None:

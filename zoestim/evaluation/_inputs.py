@@ -12,7 +12,14 @@ from torch import Tensor, nn
 
 from zoestim.evaluation._black_box import BlackBox
 
-PRECISIONS = {"float32": torch.float32, "float64": torch.float64}
+# The type of module, data and losses by the name of a precision, and where it is another one
+# that of the factors which matrix units multiply.
+PRECISIONS = {
+    "float64": torch.float64,
+    "float32": torch.float32,
+    "bfloat16": torch.float32,
+}
+MATRIX_TYPES = {"bfloat16": torch.bfloat16}
 SEED_LIMIT = 2**63 - 1
 
 

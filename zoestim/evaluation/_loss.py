@@ -9,6 +9,8 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from zoestim.propagation import Dense, Value, mean_divisor, sample_changes
+
 _ELEMENTWISE = (
     nn.BCELoss,
     nn.BCEWithLogitsLoss,
@@ -80,6 +82,29 @@ class BatchLoss(nn.Module):
             return each.mean()
         return weighted_mean(each, weight, self._class_weights(y))
 
+    def changes(self, outputs: Value, target: Any) -> Tensor | None:
+        """Return by how much changed outputs change the loss, (k,), float64.
+
+        In closed form, so that no digits cancel; None where the criterion has none here.
+        """
+        y, weight = target if isinstance(target, list | tuple) else (target, None)
+        reduction = getattr(self.criterion, "reduction", "")
+        if reduction not in ("mean", "sum", "none") or (weight is not None and reduction == "sum"):
+            return None
+        if isinstance(self.criterion, _ELEMENTWISE) and outputs.base.numel() == y.numel():
+            outputs, y = _reshaped(outputs, y.shape), y.to(outputs.base.dtype)
+        each = sample_changes(self.criterion, outputs, y)
+        if each is None:
+            return None
+        each = each.to(torch.float64)
+        if reduction == "none" or weight is not None:
+            each = each.flatten(2).mean(2) if each.ndim > 2 else each
+            if weight is None:
+                return each.mean(1)
+            return weighted_mean(each, weight, self._class_weights(y))
+        total = each.flatten(1).sum(1)
+        return total / (mean_divisor(self.criterion, outputs.base, y) if reduction == "mean" else 1)
+
     def _per_sample(self) -> Callable[[Any, Any], Any]:
         reduction = getattr(self.criterion, "reduction", "none")
         if reduction == "none":
@@ -112,7 +137,7 @@ class BatchLoss(nn.Module):
 def weighted_mean(losses: Tensor, weight: Tensor, scale: Tensor | None = None) -> Tensor:
     """Return ``sum(w * l) / sum(w * scale)``; zero for a batch whose weights are all zero."""
     total = (weight if scale is None else weight * scale).to(torch.float64).sum()
-    return (losses * weight).sum() / torch.where(total > 0, total, 1.0)
+    return (losses * weight).sum(-1) / torch.where(total > 0, total, 1.0)
 
 
 def _match(criterion: Any, outputs: Any, y: Any) -> tuple[Any, Any]:
@@ -125,6 +150,13 @@ def _match(criterion: Any, outputs: Any, y: Any) -> tuple[Any, Any]:
     if not elementwise or not isinstance(outputs, Tensor) or outputs.numel() != y.numel():
         return outputs, y
     return outputs.reshape(y.shape), y.to(outputs.dtype)
+
+
+def _reshaped(outputs: Value, shape: torch.Size) -> Value:
+    if outputs.base.shape == shape:
+        return outputs
+    moved = outputs.dense()
+    return Value(outputs.base.reshape(shape), Dense(moved.reshape(len(moved), *shape)))
 
 
 def _numel(value: Any) -> int:

@@ -2,16 +2,20 @@
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
+from functools import cached_property
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 from torch.utils import _pytree as pytree
 
+from zoestim.evaluation._cost import Cost
 from zoestim.evaluation._cut import FeatureReuse, cut, provable, prove
 from zoestim.evaluation._in_place import Untraceable
+from zoestim.evaluation._lanes import Ways, widen
 from zoestim.evaluation._loss import BatchLoss
 from zoestim.evaluation._parameters import ParameterMap
 from zoestim.evaluation._program import Pass, Program
@@ -55,6 +59,10 @@ class Objective:
         See :class:`BatchLoss`.
     feature_reuse : bool, default=True
         Whether to cut the module's graph, Eq. (4). False runs the whole module each time.
+    matrix_type : torch.dtype, optional
+        The type in which matrix units multiply the changes of queries; by default their own.
+    memory_budget : int, optional
+        How many bytes folds may take; by default a quarter of what is free on the device.
     check_outputs : callable, optional
         ``(outputs, batch)``; raises if the outputs cannot be what the criterion needs.
 
@@ -72,6 +80,8 @@ class Objective:
         criterion: Callable[[Any, Any], Any],
         *,
         feature_reuse: bool = True,
+        matrix_type: torch.dtype | None = None,
+        memory_budget: int | None = None,
         check_outputs: Callable[[Any, Batch], None] | None = None,
     ):
         if isinstance(module, torch.jit.ScriptModule | nn.DataParallel):
@@ -83,8 +93,13 @@ class Objective:
         self.loss = criterion if isinstance(criterion, BatchLoss) else BatchLoss(criterion)
         self.parameters = ParameterMap.of(module)
         self.feature_reuse = feature_reuse
+        self.matrix_type = matrix_type
+        self.memory_budget = memory_budget
         self.reuse = FeatureReuse()
         self.foldable: dict[tuple[str, ...], bool] = {}
+        self.costs: dict[Any, Cost] = {}
+        self.proven: set[tuple[str, ...]] = set()
+        self.ways = Ways({})
         self._check_outputs = check_outputs
         self._program: Program | None = None
         self._doubted = False
@@ -121,15 +136,24 @@ class Objective:
         """Run the whole graph once, at the module's own parameters."""
         if self._program is None or not self._holds(self._program, batch):
             self._program, self.reuse = cut(self.module, batch.X, self.feature_reuse)
+            self.ways = Ways(self.reuse.unfolded)
         done = self._program.run(batch.X.clone())  # a node may write to its input
         if self._check_outputs is not None:
             self._check_outputs(done.output, batch)
         return self._program, done
 
-    def batch_loss(self, outputs: Any, batch: Batch) -> Tensor:
-        """Return the loss of outputs; a criterion may write to what it is given."""
-        given = pytree.tree_map_only(Tensor, torch.clone, (outputs, batch.target))
-        return self.loss(*given)
+    def batch_loss(self, outputs: Any, batch: Batch, wide: bool = False) -> Tensor:
+        """Return the loss of outputs; a criterion may write to what it is given.
+
+        With `wide`, it is computed in float64, as outputs in float64 need.
+        """
+        loss, widened = (self._wide_loss, widen) if wide else (self.loss, torch.clone)
+        outputs = pytree.tree_map_only(Tensor, torch.clone, outputs)
+        return loss(outputs, pytree.tree_map_only(Tensor, widened, batch.target))
+
+    @cached_property
+    def _wide_loss(self) -> BatchLoss:
+        return copy.deepcopy(self.loss).double()
 
     def distrust(self) -> None:
         """Ask for the graph to be proven once more: code outside may have set attributes."""

@@ -3,114 +3,185 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
 
 from zoestim.evaluation._parameters import ParameterMap
+from zoestim.evaluation._propagate import Fold
 from zoestim.gradients import CoordinateQueries, DirectionQueries, Queries
+from zoestim.propagation import Dense, Entry
+
+
+class FoldSize(NamedTuple):
+    """How many lanes go through the graph together.
+
+    Parameters
+    ----------
+    lanes : int
+        How many make a fold.
+    piece : int
+        How many of them go together through the first `cut` nodes, where changes are large.
+    cut : int
+        How many nodes that is.
+    """
+
+    lanes: int
+    piece: int
+    cut: int
 
 
 @dataclass(frozen=True)
 class Chunk:
-    """Some queries that perturb the same parameters.
+    """Some queries that perturb the same parameters: the lanes of one fold.
 
     Parameters
     ----------
     positions : Tensor of shape (k,), int64
         Which of the queries these are.
-    names : tuple of str
-        The parameters that they perturb.
-    stack : callable
-        ``stack(base)`` returns ``{name: (k, *shape)}``, one perturbed value a query; with
-        ``base=True`` the unperturbed value comes first, ``(k + 1, *shape)``.
-    stretch : Tensor of shape (k,), float64, or None
-        The steps over what is left of them in the parameter's floating type: large values
-        and short types round them. None where no step is rounded by itself.
+    changes : dict from parameter name to Entry or Dense
+        What each lane adds to the parameters.
+    theta : dict from parameter name to Tensor
+        The unperturbed values.
+    fold : Fold, optional
+        In which pieces the lanes go through the first nodes.
     """
 
     positions: Tensor
-    names: tuple[str, ...]
-    stack: Callable[[bool], dict[str, Tensor]]
-    stretch: Tensor | None = None
+    changes: dict[str, Entry | Dense]
+    theta: dict[str, Tensor]
+    fold: Fold | None = None
 
     def __len__(self) -> int:
         return len(self.positions)
 
+    @property
+    def names(self) -> tuple[str, ...]:
+        """The parameters that are perturbed."""
+        return tuple(self.changes)
 
-def make_chunks(
-    queries: Queries,
-    parameters: ParameterMap,
-    theta: dict[str, Tensor],
-    fold_size: Callable[[tuple[str, ...]], int],
-) -> Iterator[Chunk]:
-    """Cut queries into chunks of at most ``fold_size(names)`` each.
+    def lane(self, k: int) -> dict[str, Tensor]:
+        """Return the parameters as query k has them."""
+        moved = {}
+        for name, change in self.changes.items():
+            value = self.theta[name].clone(memory_format=torch.contiguous_format)
+            if isinstance(change, Entry):
+                value.view(-1)[int(change.indices[k])] += change.steps[k]
+            else:
+                value += change.values[k]
+            moved[name] = value
+        return moved
 
-    The chunks depend on the queries, the model and the batch alone, so that the arithmetic,
-    and with it every bit of the result, is the same wherever they run.
+    def halves(self) -> tuple[Chunk, Chunk]:
+        """Return two chunks of half the size."""
+        middle = len(self) // 2
+        return self._part(slice(0, middle)), self._part(slice(middle, None))
+
+    def _part(self, lanes: slice) -> Chunk:
+        changes = {name: change.lanes(lanes) for name, change in self.changes.items()}
+        return Chunk(self.positions[lanes], changes, self.theta)
+
+    def stretch(self) -> Tensor:
+        """Return by how much each step is longer than what a lane moves its parameter by.
+
+        Directions are not rounded alone.
+        """
+        for name, change in self.changes.items():
+            if isinstance(change, Entry):
+                return change.stretch(self.theta[name]).double().cpu()
+        return torch.ones(len(self), dtype=torch.float64)
+
+
+@dataclass(frozen=True)
+class Group:
+    """All queries that perturb the same parameters; of one cost, since they run the same nodes.
+
+    Parameters
+    ----------
+    names : tuple of str
+        The parameters.
+    positions : Tensor of shape (n,), int64
+        Which of the queries these are, in the order of what they change.
+    rows : Tensor of shape (n,), int64, or None
+        Which row of the parameter each changes.
+    chunk : callable
+        Returns the chunk of some of the positions.
     """
+
+    names: tuple[str, ...]
+    positions: Tensor
+    rows: Tensor | None
+    chunk: Callable[[Tensor], Chunk]
+
+    def chunks(self, size: FoldSize) -> Iterator[Chunk]:
+        """Cut the queries into chunks.
+
+        The chunks depend on the queries, the model and the batch alone, so that the
+        arithmetic, and with it every bit of the result, is the same wherever they run.
+        """
+        pieces: list[Tensor] = list(self.positions.split(size.piece))
+        if self.rows is not None:
+            counts = self.rows.unique_consecutive(return_counts=True)[1]
+            if len(self.positions) >= size.piece * len(counts):
+                # The lanes of a row change one channel, which is then read without copying.
+                rows = self.positions.split(counts.tolist())
+                pieces = [p for row in rows for p in row.tensor_split(-(-len(row) // size.piece))]
+        chunk: list[Tensor] = []
+        for piece in pieces:
+            if chunk and sum(map(len, chunk)) + len(piece) > size.lanes:
+                yield self._chunk(chunk, size.cut)
+                chunk = []
+            chunk.append(piece)
+        yield self._chunk(chunk, size.cut)
+
+    def _chunk(self, pieces: list[Tensor], cut: int) -> Chunk:
+        fold = Fold(tuple(map(len, pieces)), cut)
+        return replace(self.chunk(torch.cat(pieces)), fold=fold)
+
+
+def make_groups(
+    queries: Queries, parameters: ParameterMap, theta: dict[str, Tensor]
+) -> list[Group]:
+    """Group queries by the parameters that they perturb."""
     if isinstance(queries, DirectionQueries):
-        yield from _direction_chunks(queries, parameters, theta, fold_size)
-    else:
-        yield from _coordinate_chunks(queries, parameters, theta, fold_size)
+        return [_directions(queries, parameters, theta)]
+    groups = (_coordinates(queries, parameters, theta, name) for name in parameters.names)
+    return [group for group in groups if len(group.positions)]
 
 
-def _coordinate_chunks(
-    queries: CoordinateQueries,
-    parameters: ParameterMap,
-    theta: dict[str, Tensor],
-    fold_size: Callable[[tuple[str, ...]], int],
-) -> Iterator[Chunk]:
-    for name, start in parameters.starts.items():
-        size = parameters.sizes[name]
-        inside = (queries.indices >= start) & (queries.indices < start + size)
-        positions = inside.nonzero().flatten()
-        for part in positions.split(fold_size((name,))) if len(positions) else ():
-            offsets, steps = queries.indices[part] - start, queries.steps[part]
+def _coordinates(
+    queries: CoordinateQueries, parameters: ParameterMap, theta: dict[str, Tensor], name: str
+) -> Group:
+    start, size, value = parameters.starts[name], parameters.sizes[name], theta[name]
+    inside = (queries.indices >= start) & (queries.indices < start + size)
+    positions = inside.nonzero().flatten()
+    positions = positions[queries.indices[positions].argsort(stable=True)]
+    rows = (queries.indices[positions] - start) // (size // len(value) if value.ndim else 1)
 
-            def stack(
-                base: bool,
-                name: str = name,
-                offsets: Tensor = offsets,
-                steps: Tensor = steps,
-            ) -> dict[str, Tensor]:
-                value, lead = theta[name], int(base)
-                stacked = value.repeat(len(steps) + lead, *[1] * value.ndim)
-                lanes = torch.arange(lead, len(steps) + lead, device=value.device)
-                flat = stacked.view(len(stacked), -1)
-                flat[lanes, offsets.to(value.device)] += steps.to(value)
-                return {name: stacked}
+    def chunk(part: Tensor) -> Chunk:
+        entry = Entry(queries.indices[part] - start, queries.steps[part].to(value))
+        return Chunk(part, {name: entry}, theta)
 
-            yield Chunk(part, (name,), stack, _stretch(theta[name], offsets, steps))
+    return Group((name,), positions, rows, chunk)
 
 
-def _stretch(value: Tensor, offsets: Tensor, steps: Tensor) -> Tensor:
-    """Return by how much each step is longer than what it moves the parameter by."""
-    at = value.flatten()[offsets.to(value.device)]
-    made = ((at + steps.to(value)) - at).double().cpu()
-    return steps / made
-
-
-def _direction_chunks(
-    queries: DirectionQueries,
-    parameters: ParameterMap,
-    theta: dict[str, Tensor],
-    fold_size: Callable[[tuple[str, ...]], int],
-) -> Iterator[Chunk]:
+def _directions(
+    queries: DirectionQueries, parameters: ParameterMap, theta: dict[str, Tensor]
+) -> Group:
     held = zip(parameters.names, queries.segments, strict=True)
     names = tuple(name for name, count in held if count)
-    for part in torch.arange(len(queries)).split(fold_size(names)):
 
-        def stack(base: bool, part: Tensor = part) -> dict[str, Tensor]:
-            moves = torch.zeros(len(part) + base, parameters.size, dtype=torch.float64)
-            for lane, query in enumerate(part.tolist(), start=int(base)):
-                moves[lane, queries.coordinates] = queries.steps[query] * queries.direction(query)
-            stacked = {}
-            for name in names:
-                start, size = parameters.starts[name], parameters.sizes[name]
-                move = moves[:, start : start + size].to(theta[name])
-                stacked[name] = theta[name] + move.view(-1, *theta[name].shape)
-            return stacked
+    def chunk(part: Tensor) -> Chunk:
+        moves = torch.zeros(len(part), parameters.size, dtype=torch.float64)
+        for lane, query in enumerate(part.tolist()):
+            moves[lane, queries.coordinates] = queries.steps[query] * queries.direction(query)
+        changes: dict[str, Entry | Dense] = {}
+        for name in names:
+            start, size = parameters.starts[name], parameters.sizes[name]
+            move = moves[:, start : start + size].to(theta[name])
+            changes[name] = Dense(move.view(-1, *theta[name].shape))
+        return Chunk(part, changes, theta)
 
-        yield Chunk(part, names, stack)
+    return Group(names, torch.arange(len(queries)), None, chunk)

@@ -62,6 +62,11 @@ class Program:
         Whether modules run with parameters written into them, and put back, rather than
         swapped for a call: for modules that reach their parameters by other ways than
         their names.
+
+    Attributes
+    ----------
+    tensors : dict from node to dict of str
+        The tensors each node reads of the module: local name to first full name.
     """
 
     def __init__(
@@ -73,7 +78,7 @@ class Program:
         self._traced = traced
         self._canonical = _first_names(module.named_parameters(remove_duplicate=False))
         self._canonical |= _first_names(module.named_buffers(remove_duplicate=False))
-        self._tensors = {node: self._names_of(node) for node in self.nodes}
+        self.tensors = {node: self._names_of(node) for node in self.nodes}
         self._buffers = frozenset(name for name, _ in module.named_buffers())
         self._boxes = {
             str(node.target): self._boxes_in(str(node.target))
@@ -81,6 +86,7 @@ class Program:
             if node.op == "call_module"
         }
         self._dependents: dict[frozenset[str], tuple[fx.Node, ...]] = {}
+        self._schedules: dict[tuple[fx.Node, ...], Any] = {}
 
     def _names_of(self, node: fx.Node) -> dict[str, str]:
         """Return the tensors a node reads of the module: local name to first full name."""
@@ -107,11 +113,25 @@ class Program:
         if key not in self._dependents:
             changed: dict[fx.Node, None] = {}
             for node in self.nodes:
-                reads = not key.isdisjoint(self._tensors[node].values())
+                reads = not key.isdisjoint(self.tensors[node].values())
                 if reads or any(source in changed for source in node.all_input_nodes):
                     changed[node] = None
             self._dependents[key] = tuple(changed)
         return self._dependents[key]
+
+    def schedule(self, names: Iterable[str]) -> tuple[tuple[fx.Node, tuple[fx.Node, ...]], ...]:
+        """Return the dependents in order, each with those whose value nobody reads after it."""
+        nodes = self.dependents(names)
+        if nodes not in self._schedules:
+            last_reader = {source: node for node in nodes for source in node.all_input_nodes}
+            self._schedules[nodes] = tuple(
+                (
+                    node,
+                    tuple(s for s in node.all_input_nodes if s in nodes and last_reader[s] is node),
+                )
+                for node in nodes
+            )
+        return self._schedules[nodes]
 
     def boxes(self, nodes: Iterable[fx.Node]) -> list[BlackBox]:
         """Return the black boxes that running some nodes asks."""
@@ -138,14 +158,14 @@ class Program:
         return done
 
     def _run_first(self, node: fx.Node, done: Pass) -> Any:
-        names = self._tensors[node]
+        names = self.tensors[node]
         tensors = {local: done.tensors[name] for local, name in names.items()}
         if node.op == "get_attr":
             return next(iter(tensors.values())).clone() if tensors else self._constant(node)
         args, kwargs = _arguments(node, done.values, {})
         found = _copied(tensors, names)
         versions = _versions(tensors)
-        result = self._call(node, tensors, args, kwargs, first=True)
+        result = self.call(node, tensors, args, kwargs, first=True)
         after = {names[local]: tensor for local, tensor in tensors.items()}
         replaced = any(after[name] is not done.tensors[name] for name in after)
         if replaced or _versions(tensors) != versions:
@@ -167,18 +187,18 @@ class Program:
                 done.random[node].restore()
             tensors = {
                 local: parameters[name]
-                for local, name in self._tensors[node].items()
+                for local, name in self.tensors[node].items()
                 if name in parameters
             }
             if node.op == "get_attr":
                 values[node] = next(iter(tensors.values()))
                 continue
-            kept = _copied(done.kept.get(node, {}), self._tensors[node])
+            kept = _copied(done.kept.get(node, {}), self.tensors[node])
             args, kwargs = _arguments(node, done.values, values)
-            values[node] = self._call(node, {**kept, **tensors}, args, kwargs)
+            values[node] = self.call(node, {**kept, **tensors}, args, kwargs)
         return values.get(self.nodes[-1], done.output)
 
-    def _call(
+    def call(
         self,
         node: fx.Node,
         tensors: dict[str, Tensor],
@@ -186,13 +206,14 @@ class Program:
         kwargs: Any,
         first: bool = False,
     ) -> Any:
+        """Run one node, given the values of its tensors by local name."""
         if node.op == "output":
             return args[0]
         if node.op == "call_function":
             return node.target(*args, **kwargs)  # type: ignore[operator]
         if node.op == "call_method":
             return getattr(args[0], str(node.target))(*args[1:], **kwargs)
-        module = self._submodule(node)
+        module = self.submodule(node)
         own_code = node.target == "" or not type(module).__module__.startswith("torch.nn")
         if own_code and not isinstance(module, BlackBox):
             # Code of the user's may write to its input, which the next query needs.
@@ -203,7 +224,8 @@ class Program:
             return call_in_place(module, tensors, args, kwargs)
         return _call_with(module, tensors, args, kwargs)
 
-    def _submodule(self, node: fx.Node) -> nn.Module:
+    def submodule(self, node: fx.Node) -> nn.Module:
+        """Return the module that a node calls, never in place."""
         traced = self._traced.get_submodule(str(node.target))
         own = self.module.get_submodule(str(node.target))
         return traced if getattr(own, "inplace", False) else own

@@ -12,6 +12,7 @@ from torch import fx, nn
 from zoestim.evaluation._black_box import BlackBox
 from zoestim.evaluation._in_place import Untraceable, functionalize
 from zoestim.evaluation._random import RandomState, unchanged_generators
+from zoestim.evaluation._reorder import pool_before_cutting
 
 
 class _Tracer(fx.Tracer):
@@ -69,6 +70,7 @@ def trace(module: nn.Module) -> tuple[fx.Graph, nn.Module, dict[str, str]]:
                 raise
             raise Untraceable(_reason(error)) from error
         functionalize(graph, root)
+        pool_before_cutting(graph, root)
         return graph, root, opaque
 
 

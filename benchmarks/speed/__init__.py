@@ -1,0 +1,1 @@
+"""Timings of one gradient estimate and of its parts: ``python -m benchmarks.speed.NAME``."""

@@ -1,0 +1,118 @@
+"""The timings of benchmarks/speed run at a tiny size, and write what they print."""
+
+import argparse
+import json
+import math
+from pathlib import Path
+
+import pytest
+import torch
+
+from benchmarks.speed import gradient, measure, reuse, scaling, stages
+from benchmarks.speed.problems import built, load_case, mlp_problem
+from benchmarks.speed.rivals import AuthorsWorker, Vmapped, double_loop, loop, zoestim
+
+QUICK = ["--repeats", "1", "--batch-size", "2"]
+FEW = ["--n-coordinates", "3"]
+SCRIPTS = {
+    "mlp": (gradient, [*FEW, "--cases", "mlp", "--n-vmap", "3", "--n-rivals", "3"]),
+    "resnet": (
+        gradient,
+        [*FEW, "--cases", "resnet99", "--grasp-queries", "1", "--n-vmap", "1", "--n-rivals", "1"],
+    ),
+    "stages": (stages, [*FEW, "--case", "mlp", "--n-loop", "3"]),
+    "reuse": (reuse, [*FEW, "--depth", "8", "--every", "3"]),
+    "scaling": (scaling, [*FEW, "--series", "mlp-width", "--points", "2"]),
+}
+
+
+@pytest.fixture(autouse=True)
+def same_number_of_threads():
+    """Undo `--threads`, which is of the whole process."""
+    before = torch.get_num_threads()
+    yield
+    torch.set_num_threads(before)
+
+
+def medians(content):
+    """Give every figure that is called a median, at any depth."""
+    if isinstance(content, dict):
+        yield from (value for key, value in content.items() if key == "median")
+        content = list(content.values())
+    for value in content if isinstance(content, list) else []:
+        yield from medians(value)
+
+
+@pytest.mark.parametrize("name", SCRIPTS)
+def test_script_prints_a_table_and_writes_positive_medians(name, tmp_path, capsys):
+    script, arguments = SCRIPTS[name]
+    path = tmp_path / "figures.json"
+    script.main([*arguments, *QUICK, "--json", str(path)])
+    assert "1 torch thread(s)" in capsys.readouterr().out
+    written = json.loads(path.read_text())
+    assert {"cpu", "device", "python", "torch", "zoestim"} <= written["environment"].keys()
+    found = list(medians(written))
+    unmoved = [0.0] if name == "stages" else []  # zoestim's perturbation is part of its inference
+    assert len(found) >= 2
+    assert all(math.isfinite(median) and (median > 0 or [median] == unmoved) for median in found)
+
+
+def options(**given):
+    return argparse.Namespace(**{"batch_size": 4, "seed": 0, "device": "cpu", **given})
+
+
+def test_rivals_estimate_the_same_gradient():
+    problem = mlp_problem(3, options()).sample(20, seed=0)
+    exact = double_loop(problem)
+    for estimate in (loop, Vmapped(chunk_size=4), zoestim):
+        assert gradient.relative_difference(estimate(problem), exact) < 1e-2
+
+
+def test_loop_puts_every_parameter_back():
+    problem = mlp_problem(3, options())
+    before = {name: value.clone() for name, value in problem.module.state_dict().items()}
+    loop(problem)
+    assert all(
+        torch.equal(value, before[name]) for name, value in problem.module.state_dict().items()
+    )
+
+
+def test_sample_takes_from_each_layer_in_proportion():
+    problem = mlp_problem(32, options())
+    sizes = {name: len(indices) for name, indices in problem.sample(241, 0).coordinates.items()}
+    assert sum(sizes.values()) == 241
+    for name, indices in problem.coordinates.items():
+        assert abs(sizes.get(name, 0) - len(indices) / 10) <= 2
+    assert problem.sample(0, 0) is problem
+
+
+def test_resnet_keeps_the_ratios_that_it_scored(tmp_path):
+    given = options(data=None, grasp_queries=1, ratios=tmp_path / "ratios.json", batch_size=2)
+    first = load_case("resnet99", given)
+    assert first.n_coordinates == round(0.01 * (269_722 - 1_386)) + 1_386
+    assert len(json.loads(given.ratios.read_text())) == 1
+    again = load_case("resnet99", given)
+    assert all(torch.equal(again.coordinates[k], v) for k, v in first.coordinates.items())
+
+
+def test_redrawn_set_has_as_many_of_each_layer():
+    dense = mlp_problem(3, options())
+    half = {name: indices[::2] for name, indices in dense.coordinates.items()}
+    drawn = stages.redrawn(dense.at(half), seed=0).coordinates
+    assert {k: len(v) for k, v in drawn.items()} == {k: len(v) for k, v in half.items()}
+    assert not torch.equal(drawn["layers.1.weight"], half["layers.1.weight"])
+
+
+def test_built_leaves_the_global_generator():
+    before = torch.get_rng_state()
+    built(lambda: torch.nn.Linear(2, 2), seed=1)
+    assert torch.equal(torch.get_rng_state(), before)
+
+
+def test_exponent_of_a_square():
+    assert measure.exponent([1, 10, 100], [3, 300, 30_000]) == pytest.approx(2)
+
+
+def test_authors_code_is_said_to_be_missing(tmp_path):
+    with pytest.raises(FileNotFoundError, match="no checkout of"):
+        AuthorsWorker(Path(tmp_path), mlp_problem(3, options()))

@@ -1,0 +1,162 @@
+"""What a query costs, counted: the operations and bytes of one lane's way through the graph."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.utils import _pytree as pytree
+from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils.flop_counter import FlopCounterMode
+
+from zoestim.evaluation._plan import FoldSize
+from zoestim.evaluation._propagate import Propagation, Visit
+from zoestim.propagation import Dense, Entry
+
+# A computer of 2020 to 2026 does some twenty to a hundred operations while it moves a byte.
+FLOPS_PER_BYTE = 10
+# What the largest change of a fold may take, in bytes: it should stay in the cache.
+FOLD_BYTES = 2**21
+MAX_FOLD = 1024
+# By how much changes must be smaller behind a node for more lanes to go together.
+FAR_SMALLER = 8
+# What operations take for themselves while they run, beside the changes that are alive.
+PEAK_FACTOR = 3
+# Of the memory that is free, the part that folds may take by default.
+FREE_SHARE = 0.25
+
+
+@dataclass(frozen=True)
+class Cost:
+    """What one query of some parameters costs.
+
+    Attributes
+    ----------
+    flops : int
+        Floating-point operations of matrix products and convolutions.
+    bytes : int
+        Bytes that all operations read and write.
+    visits : tuple of Visit
+        What became of the change at each node that is run.
+    """
+
+    flops: int
+    bytes: int
+    visits: tuple[Visit, ...]
+
+    @property
+    def peak(self) -> int:
+        """Bytes that the changes of one lane take at most, at one time."""
+        return max((visit.alive for visit in self.visits), default=0)
+
+    @property
+    def sizes(self) -> tuple[int, ...]:
+        """Bytes of the change of each node that is run."""
+        return tuple(visit.nbytes for visit in self.visits)
+
+    @property
+    def work(self) -> int:
+        """One number to compare queries by: the bytes moved, and operations in their unit."""
+        return self.bytes + self.flops // FLOPS_PER_BYTE
+
+
+class _ByteCounter(TorchDispatchMode):
+    """Adds up the bytes that operations read and write; views cost nothing."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.total = 0
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        result = func(*args, **(kwargs or {}))
+        if not func.is_view:
+            leaves = pytree.tree_leaves((args, kwargs, result))
+            self.total += sum(leaf.nbytes for leaf in leaves if isinstance(leaf, Tensor))
+        return result
+
+
+def measure(propagation: Propagation, changes: Mapping[str, Entry | Dense]) -> Cost:
+    """Return the cost of one lane, by running it.
+
+    Parameters
+    ----------
+    propagation : Propagation
+        The pass under evaluation.
+    changes : dict from parameter name to Entry or Dense
+        The changes of one lane.
+    """
+    propagation.run(changes)  # what is derived once a pass is no cost of a lane
+    visits: list[Visit] = []
+    propagation.visits = visits
+    try:
+        flops, nbytes = counted(lambda: propagation.run(changes))
+    finally:
+        propagation.visits = None
+    return Cost(flops, nbytes, tuple(visits))
+
+
+def counted(function: Callable[[], Any]) -> tuple[int, int]:
+    """Return how many operations a function does, and how many bytes it reads and writes."""
+    with FlopCounterMode(display=False) as flops, _ByteCounter() as moved:
+        function()
+    return flops.get_total_flops(), moved.total
+
+
+def assumed(values: list[Any]) -> Cost:
+    """Return the cost of a lane that computes some values of the graph anew."""
+    sizes = tuple(
+        sum(leaf.nbytes for leaf in pytree.tree_leaves(value) if isinstance(leaf, Tensor))
+        for value in values
+    )
+    visits = (Visit("", (), None, False, size, sum(sizes)) for size in sizes)
+    return Cost(0, 2 * sum(sizes), tuple(visits))
+
+
+def fold_size(cost: Cost, memory_budget: int) -> FoldSize:
+    """Return how many lanes of a cost go together: as many as stay in the cache, and fit."""
+    largest = max(cost.sizes, default=1)
+    cut = len(cost.sizes)
+    while cut and FAR_SMALLER * cost.sizes[cut - 1] <= largest:
+        cut -= 1
+    fits = memory_budget // max(PEAK_FACTOR * cost.peak, 1)
+
+    def together(sizes: tuple[int, ...]) -> int:
+        return max(1, min(FOLD_BYTES // max(*sizes, 1, 1), fits, MAX_FOLD))
+
+    return FoldSize(together(cost.sizes[cut:]), together(cost.sizes), cut)
+
+
+def equal_shares(work: Sequence[float], n_shares: int) -> list[list[int]]:
+    """Split tasks into shares of nearly equal work, Eq. (5): the largest to the least loaded.
+
+    Parameters
+    ----------
+    work : sequence of float
+        The work of each task, as :attr:`Cost.work` times its number of queries.
+    n_shares : int
+        How many shares to make.
+
+    Returns
+    -------
+    list of list of int
+        The tasks of each share, in their order. No share has more than the mean and the
+        largest task together.
+    """
+    loads = [0.0] * n_shares
+    shares: list[list[int]] = [[] for _ in loads]
+    for task in sorted(range(len(work)), key=lambda task: -work[task]):
+        least = loads.index(min(loads))
+        loads[least] += work[task]
+        shares[least].append(task)
+    return [sorted(share) for share in shares]
+
+
+def free_memory(device: torch.device) -> int:
+    """Return how many bytes are free on a device; for a CPU, in physical memory."""
+    if device.type == "cuda":
+        return torch.cuda.mem_get_info(device)[0]
+    return os.sysconf("SC_AVPHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")

@@ -1,0 +1,227 @@
+"""Convolutions: a weight moves one channel by a shifted input, one channel is a rank-one update."""
+
+from __future__ import annotations
+
+import itertools
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.nn import functional as F
+
+from zoestim.propagation._change import Change, Dense, Entry, Slab, Value, rows_of
+from zoestim.propagation._table import Site, moves, rule
+
+# Lanes of at least so many elements are written one by one, without an index for each element.
+_LARGE = 2**13
+_CHANNELS_LAST = {4: torch.channels_last, 5: torch.channels_last_3d}
+
+
+@dataclass(frozen=True)
+class Window:
+    """How a convolution moves over its input, a number for each spatial axis.
+
+    Parameters
+    ----------
+    kernel, stride, dilation, padding : tuple of int
+        As torch names them; the padding is that before the first element.
+    size : tuple of int
+        The size of the output.
+    """
+
+    kernel: tuple[int, ...]
+    stride: tuple[int, ...]
+    dilation: tuple[int, ...]
+    padding: tuple[int, ...]
+    size: tuple[int, ...]
+
+    @property
+    def reach(self) -> tuple[int, ...]:
+        """How many elements of the padded input are met along each axis."""
+        return tuple(
+            stride * (size - 1) + dilation * (kernel - 1) + 1
+            for kernel, stride, dilation, size in zip(
+                self.kernel, self.stride, self.dilation, self.size, strict=True
+            )
+        )
+
+    def taps(self, padded: Tensor) -> list[Tensor]:
+        """Return, for each element of the kernel, the view of a padded input that it meets."""
+        return [
+            padded[(Ellipsis, *map(self._slice, tap, range(len(tap))))]  # type: ignore[index]
+            for tap in itertools.product(*map(range, self.kernel))
+        ]
+
+    def _slice(self, offset: int, axis: int) -> slice:
+        first, step = offset * self.dilation[axis], self.stride[axis]
+        return slice(first, first + step * (self.size[axis] - 1) + 1, step)
+
+    def pad(self, x: Tensor) -> Tensor:
+        """Pad the spatial axes with zeros; what 'same' adds beyond that is at the end."""
+        edges: list[int] = []
+        for axis in range(len(self.kernel)):
+            before = self.padding[axis]
+            after = max(0, self.reach[axis] - before - x.shape[axis - len(self.kernel)])
+            edges = [before, after, *edges]
+        return F.pad(x, edges) if any(edges) else x
+
+
+def _window(weight: Tensor, out: Tensor, stride: Any, padding: Any, dilation: Any) -> Window:
+    kernel = tuple(weight.shape[2:])
+    stride, dilation = each_axis(stride, kernel), each_axis(dilation, kernel)
+    if padding == "same":  # torch puts the odd element at the end
+        padding = tuple(d * (k - 1) // 2 for d, k in zip(dilation, kernel, strict=True))
+    padding = each_axis(0 if padding == "valid" else padding, kernel)
+    return Window(kernel, stride, dilation, padding, tuple(out.shape[2:]))
+
+
+def each_axis(given: Any, kernel: tuple[int, ...]) -> tuple[int, ...]:
+    """Return a setting as one number for each axis of the kernel."""
+    numbers = (given,) if isinstance(given, int) else tuple(given)
+    return numbers * len(kernel) if len(numbers) == 1 else numbers
+
+
+def _convolution(
+    site: Site,
+    input: Value,
+    weight: Value,
+    bias: Value | None = None,
+    stride: Any = 1,
+    padding: Any = 0,
+    dilation: Any = 1,
+    groups: int = 1,
+) -> Any:
+    """Change the convolution of `input` by the one of the three that changes."""
+    if input.base.ndim != weight.base.ndim:
+        return NotImplemented  # without a batch
+    settings = stride, padding, dilation, groups
+    window = _window(weight.base, site.out.base, stride, padding, dilation)
+    if moves(input, weight, bias) > 1:
+        return _of_several(site, input, weight, bias, settings)
+    if input.change is not None:
+        return _of_input(site, input, weight, window, settings)
+    if weight.change is not None:
+        return _of_weight(site, input, weight, window, settings)
+    return of_bias(site, bias)  # type: ignore[arg-type]
+
+
+for _function in (F.conv1d, F.conv2d, F.conv3d):
+    rule(_function)(_convolution)
+
+
+def of_bias(site: Site, bias: Value) -> Change:
+    """Move one whole channel, or all of them in directions."""
+    out, change = site.out.base, bias.change
+    rest = out.shape[:1] + out.shape[2:]
+    if isinstance(change, Entry):
+        steps = change.steps.view(-1, 1, *[1] * len(rest))
+        return Slab(steps.expand(-1, 1, *rest), change.indices, 1)
+    moved = bias.dense()
+    return Dense(moved.view(len(moved), 1, -1, *[1] * (out.ndim - 2)).expand(-1, *out.shape))
+
+
+def _of_weight(site: Site, x: Value, weight: Value, window: Window, settings: Any) -> Change:
+    """Move channel o by the input's channel i, shifted by the tap, as W[o, i, tap] moves."""
+    change, groups = weight.change, settings[-1]
+    if not isinstance(change, Entry):
+        return Dense(_by_moved_weights(site, x.base, weight.dense(), settings))
+    n_out, n_in = weight.base.shape[:2]
+    n_taps = weight.base[0, 0].numel()
+    o, tap = change.indices // (n_in * n_taps), change.indices % n_taps
+    channel = o // (n_out // groups) * n_in + change.indices // n_taps % n_in
+    batch = x.base.shape[0]
+    if site.out.base[:, 0].numel() >= _LARGE and x.base.device.type == "cpu":
+        taps = window.taps(x.derived(_padded_planes, window))
+        values = x.base.new_empty(len(o), 1, batch, *window.size)
+        for k, (t, i) in enumerate(zip(tap.tolist(), channel.tolist(), strict=True)):
+            torch.mul(taps[t][i], change.steps[k], out=values[k, 0])
+    else:
+        values = rows_of(x.derived(_patches, window), channel * n_taps + tap)[:, None]
+        values *= change.steps.view(-1, *[1] * (values.ndim - 1))
+    return Slab(values, o, 1)
+
+
+def _padded_planes(x: Tensor, window: Window) -> Tensor:
+    """Return the padded input with its channels first, (n_channels, n, *padded)."""
+    return window.pad(x).transpose(0, 1).contiguous()
+
+
+def _patches(x: Tensor, window: Window) -> Tensor:
+    """Return what each element of the kernel meets, (n_channels * n_taps, n, *size)."""
+    return torch.stack(window.taps(_padded_planes(x, window)), 1).flatten(0, 1)
+
+
+def _of_input(site: Site, x: Value, weight: Value, window: Window, settings: Any) -> Change:
+    change, groups = x.change, settings[-1]
+    if not isinstance(change, Slab) or change.dim != 1 or change.width != 1:
+        return Dense(_folded(site, x.dense(), weight, settings))
+    # One input channel, its group's outputs: (k, taps, pixels) against (taps, outputs).
+    padded = window.pad(change.values[:, 0])
+    taps = torch.stack(window.taps(padded), 1).flatten(2)
+    table = weight.derived(_by_channel, groups)
+    rows = table[change.start] if change.start is not None else rows_of(table, change.starts)
+    batch, n_out = change.values.shape[2], table.shape[-1]
+    if groups == 1:
+        product = site.multiply(torch.bmm, taps.mT, rows.expand(len(taps), -1, -1))
+        return Dense(product.unflatten(1, (batch, *window.size)).movedim(-1, 2))
+    product = site.multiply(torch.matmul, rows.mT, taps)
+    starts = change.starts // weight.base.shape[1] * n_out
+    return Slab(product.unflatten(2, (batch, *window.size)), starts, 1)
+
+
+def _by_channel(weight: Tensor, groups: int) -> Tensor:
+    """Return what each input channel is multiplied by, (n_channels, n_taps, n_outputs)."""
+    grouped = weight.flatten(2).unflatten(0, (groups, -1))  # (groups, outputs, inputs, taps)
+    return grouped.permute(0, 2, 3, 1).flatten(0, 1).contiguous()
+
+
+def _folded(site: Site, moved: Tensor, weight: Value, settings: Any) -> Tensor:
+    """Convolve all lanes as one batch, channels last."""
+    k, folded, kernels = len(moved), moved.flatten(0, 1), weight.base
+    layout = _CHANNELS_LAST.get(folded.ndim)
+    if layout is not None:
+        folded = folded.contiguous(memory_format=layout)
+        kernels = weight.derived(_channels_last)
+
+    def convolve(x: Tensor, w: Tensor) -> Tensor:
+        return _FUNCTIONS[x.ndim](x, w, None, *settings)
+
+    return site.multiply(convolve, folded, kernels).unflatten(0, (k, -1))
+
+
+def _channels_last(weight: Tensor) -> Tensor:
+    return weight.contiguous(memory_format=_CHANNELS_LAST[weight.ndim])
+
+
+def _by_moved_weights(site: Site, x: Tensor, moved: Tensor, settings: Any) -> Tensor:
+    """Convolve one input with the weights of every lane, (k, n, n_out, *size)."""
+
+    def convolve(x: Tensor, w: Tensor) -> Tensor:
+        return _FUNCTIONS[x.ndim](x, w, None, *settings)
+
+    if settings[-1] > 1:
+        return torch.stack([site.multiply(convolve, x, weights) for weights in moved])
+    product = site.multiply(convolve, x, moved.flatten(0, 1))
+    return product.unflatten(1, (len(moved), -1)).movedim(1, 0)
+
+
+def _of_several(site: Site, x: Value, weight: Value, bias: Value | None, settings: Any) -> Change:
+    """Dx * (W + dW) + x * dW + db, as for a layer that is used twice and for directions."""
+    parts = []
+    if x.change is not None:
+        parts.append(_folded(site, x.dense(), weight, settings))
+    if weight.change is not None:
+        moved = weight.dense()
+        parts.append(_by_moved_weights(site, x.base, moved, settings))
+        if x.change is not None:
+            lanes = zip(x.dense(), moved, strict=True)
+            parts.append(
+                torch.stack([_by_moved_weights(site, d, w[None], settings)[0] for d, w in lanes])
+            )
+    if bias is not None and bias.change is not None:
+        parts.append(of_bias(site, bias).dense(site.out.base.shape))
+    return Dense(sum(parts[1:], parts[0]))
+
+
+_FUNCTIONS = {3: F.conv1d, 4: F.conv2d, 5: F.conv3d}
