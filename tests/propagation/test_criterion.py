@@ -266,7 +266,7 @@ class Own(nn.MSELoss):
         (nn.NLLLoss(), torch.zeros(5, 3)),
         (lambda outputs, y: (outputs - y).square().mean(), torch.zeros(5, 3)),
     ],
-    ids=str,
+    ids=["own", "divergence", "broadcast", "labels", "probabilities", "nll", "function"],
 )
 def test_what_has_no_closed_form_here(criterion: Any, y: Tensor):
     outputs = Value(torch.zeros(5, 3), Dense(torch.ones(2, 5, 3)))

@@ -54,7 +54,7 @@ def test_bags(mode: str, padding: int | None, data: st.DataObject, n: int, lengt
         {"offsets": Value(torch.tensor([0, 2]))},
         {"per_sample_weights": Value(torch.ones(2, 3)), "mode": "sum"},
     ],
-    ids=str,
+    ids=["max", "max norm", "offsets", "weights"],
 )
 def test_other_bags_are_left_to_the_operation(arguments: dict):
     weight = entry(normal(3, 2), [1])

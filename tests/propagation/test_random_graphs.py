@@ -2,7 +2,7 @@
 
 import pytest
 import torch
-from hypothesis import assume, given, settings
+from hypothesis import Phase, assume, given, settings
 from hypothesis import strategies as st
 from torch import Tensor, nn
 
@@ -14,6 +14,8 @@ from zoestim.gradients import CoordinateEstimator
 
 MAX_FOLD = "zoestim.evaluation._cost.MAX_FOLD"
 MU = 5e-3
+# To shrink a network that fails would take longer than a test may.
+QUICK = {"deadline": None, "derandomize": True, "phases": [Phase.generate]}
 CPU = torch.device("cpu")
 Shape = tuple[int, ...]
 
@@ -251,12 +253,12 @@ def check_against_the_loop(module: nn.Module, shape: Shape, classify: bool) -> N
 
 
 @given(image_networks(), st.booleans())
-@settings(deadline=None, derandomize=True, max_examples=10)
+@settings(max_examples=10, **QUICK)
 def test_images(network: tuple[nn.Module, Shape], classify: bool):
     check_against_the_loop(*network, classify)
 
 
 @given(vector_networks(), st.booleans())
-@settings(deadline=None, derandomize=True, max_examples=8)
+@settings(max_examples=8, **QUICK)
 def test_vectors(network: tuple[nn.Module, Shape], classify: bool):
     check_against_the_loop(*network, classify)

@@ -20,7 +20,7 @@ from zoestim.propagation import Dense, Entry
 # A computer of 2020 to 2026 does some twenty to a hundred operations while it moves a byte.
 FLOPS_PER_BYTE = 10
 # What the largest change of a fold may take, in bytes: it should stay in the cache.
-FOLD_BYTES = 2**21
+FOLD_BYTES = 2**23
 MAX_FOLD = 1024
 # By how much changes must be smaller behind a node for more lanes to go together.
 FAR_SMALLER = 8

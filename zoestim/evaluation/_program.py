@@ -15,6 +15,7 @@ from torch.nn.modules.batchnorm import BatchNorm1d, BatchNorm2d, BatchNorm3d
 
 from zoestim.evaluation._black_box import BlackBox
 from zoestim.evaluation._random import RandomState
+from zoestim.propagation import draws_nothing
 
 _BATCH_NORMS = (BatchNorm1d, BatchNorm2d, BatchNorm3d)
 
@@ -86,6 +87,7 @@ class Program:
             if node.op == "call_module"
         }
         self._dependents: dict[frozenset[str], tuple[fx.Node, ...]] = {}
+        self._modules: dict[fx.Node, nn.Module] = {}
         self._schedules: dict[tuple[fx.Node, ...], Any] = {}
 
     def _names_of(self, node: fx.Node) -> dict[str, str]:
@@ -152,6 +154,8 @@ class Program:
                 done.values[node] = node.args[0] if node.args else x
             else:
                 done.values[node] = self._run_first(node, done)
+            if node.op == "call_module" and draws_nothing(type(self.submodule(node))):
+                continue
             before, state = state, RandomState.current(x.device)
             if state != before:
                 done.random[node] = before
@@ -226,9 +230,11 @@ class Program:
 
     def submodule(self, node: fx.Node) -> nn.Module:
         """Return the module that a node calls, never in place."""
-        traced = self._traced.get_submodule(str(node.target))
-        own = self.module.get_submodule(str(node.target))
-        return traced if getattr(own, "inplace", False) else own
+        if node not in self._modules:
+            traced = self._traced.get_submodule(str(node.target))
+            own = self.module.get_submodule(str(node.target))
+            self._modules[node] = traced if getattr(own, "inplace", False) else own
+        return self._modules[node]
 
     def _constant(self, node: fx.Node) -> Any:
         path, _, attribute = str(node.target).rpartition(".")

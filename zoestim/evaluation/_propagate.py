@@ -14,7 +14,6 @@ from torch.utils import _pytree as pytree
 from zoestim.evaluation._lanes import Ways
 from zoestim.evaluation._program import Pass, Program
 from zoestim.propagation import (
-    RULES,
     Call,
     Change,
     Dense,
@@ -26,6 +25,7 @@ from zoestim.propagation import (
     joined,
     lower,
     nbytes,
+    rule_of,
     settled,
 )
 
@@ -99,6 +99,7 @@ class Propagation:
         self.matrix_type = matrix_type
         own = {name: p.detach() for name, p in program.module.named_parameters()}
         self._tensors = {name: Value(tensor) for name, tensor in (done.tensors | own).items()}
+        self._own: dict[fx.Node, dict[str, Value]] = {}
         self._features: dict[fx.Node, Any] = {}
         self.visits: list[Visit] | None = None  # filled if set to a list
         self._ran: set[fx.Node] = set()  # the nodes that have been run at changed values
@@ -170,10 +171,7 @@ class Propagation:
     def _result(
         self, node: fx.Node, moved: Mapping[fx.Node, Any], changed: Mapping[str, Value]
     ) -> Any:
-        tensors = {
-            local: changed.get(name, self._tensors[name])
-            for local, name in self.program.tensors[node].items()
-        }
+        tensors = self._tensors_of(node, changed)
         if node.op == "get_attr":
             return next(iter(tensors.values()))
 
@@ -185,14 +183,25 @@ class Propagation:
             return args[0]
         if node.target is operator.getitem and not isinstance(args[0], Value):
             return args[0][args[1]]  # type: ignore[index]
+        sources = [moved[source] for source in node.all_input_nodes if source in moved]
+        changes = [change for v in (*sources, *tensors.values()) for change in _changes(v)]
         out = self._feature(node)
-        given = pytree.tree_leaves((tensors, args, kwargs))
-        if not any(isinstance(leaf, Value) and leaf.change is not None for leaf in given):
+        if not changes:
             return out
-        change = self._by_rule(node, out, self._lowered(node, args, kwargs, tensors))
-        if change is NotImplemented:
-            return self._by_lanes(node, out, tensors, args, kwargs)
-        return _with_changes(out, change)
+        if not any(isinstance(change, Lanes) for change in changes):
+            change = self._by_rule(node, out, self._lowered(node, args, kwargs, tensors))
+            if change is not NotImplemented:
+                return _with_changes(out, change)
+        return self._by_lanes(node, out, tensors, args, kwargs)
+
+    def _tensors_of(self, node: fx.Node, changed: Mapping[str, Value]) -> dict[str, Value]:
+        """Return the parameters and buffers that a node reads, by local name."""
+        names = self.program.tensors[node]
+        if node not in self._own:
+            self._own[node] = {local: self._tensors[name] for local, name in names.items()}
+        if changed.keys().isdisjoint(names.values()):
+            return self._own[node]
+        return {local: changed.get(name, self._tensors[name]) for local, name in names.items()}
 
     def _lowered(self, node: fx.Node, args: Any, kwargs: Any, tensors: Any) -> Call | None:
         if node.op != "call_module":
@@ -202,10 +211,8 @@ class Propagation:
         return lower(self.program.submodule(node), args[0], tensors)
 
     def _by_rule(self, node: fx.Node, out: Any, call: Call | None) -> Any:
-        if call is None or call.function not in RULES:
-            return NotImplemented
-        leaves = pytree.tree_leaves((call.args, call.kwargs))
-        if any(isinstance(leaf, Value) and isinstance(leaf.change, Lanes) for leaf in leaves):
+        rule = None if call is None else rule_of(call)
+        if rule is None:
             return NotImplemented
 
         def replay(function: Callable[[], Any]) -> Any:
@@ -213,9 +220,7 @@ class Propagation:
                 self.done.random[node].restore()
             return function()
 
-        return RULES[call.function](
-            Site(out, replay, self.matrix_type, self._shared), *call.args, **call.kwargs
-        )
+        return rule(Site(out, replay, self.matrix_type, self._shared), *call.args, **call.kwargs)  # type: ignore[union-attr]
 
     def _by_lanes(self, node: fx.Node, out: Any, tensors: Any, args: Any, kwargs: Any) -> Any:
         """Run the operation itself at the changed values, and subtract what it gave before."""
@@ -243,6 +248,12 @@ class Propagation:
         return pytree.tree_map(lambda f, o: _difference(f, o, asks_box, stretch), found, out)
 
 
+def _changes(value: Any) -> list[Any]:
+    """Return the changes of a value, or of those in a tree."""
+    leaves = [value] if isinstance(value, Value) else pytree.tree_leaves(value)
+    return [v.change for v in leaves if isinstance(v, Value) and v.change is not None]
+
+
 def _stretch(leaves: list[Any]) -> Tensor | float:
     """Return by how much the steps of a parameter are longer than what is left of them."""
     for leaf in leaves:
@@ -263,6 +274,8 @@ def _difference(lanes: Any, out: Any, without_base: bool, stretch: Tensor | floa
 
 
 def _with_changes(out: Any, change: Any) -> Any:
+    if change is None:
+        return out
     if isinstance(out, Value):
         return out.changed(change)
     return type(out)(value.changed(each) for value, each in zip(out, change, strict=True))

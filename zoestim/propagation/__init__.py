@@ -2,6 +2,7 @@
 
 from zoestim.propagation import (  # noqa: F401  (they fill the table)
     _arithmetic,
+    _batch_norm,
     _convolution,
     _dropout,
     _embedding,
@@ -15,9 +16,9 @@ from zoestim.propagation import (  # noqa: F401  (they fill the table)
 )
 from zoestim.propagation._change import Change, Dense, Entry, Lanes, RankOne, Slab, Value
 from zoestim.propagation._criterion import mean_divisor, sample_changes
-from zoestim.propagation._lowering import Call, lower
+from zoestim.propagation._lowering import Call, draws_nothing, lower
 from zoestim.propagation._memory import addresses, joined, nbytes, settled
-from zoestim.propagation._table import RULES, Site, rule
+from zoestim.propagation._table import RULES, Site, rule, rule_of
 
 __all__ = [
     "RULES",
@@ -31,11 +32,13 @@ __all__ = [
     "Slab",
     "Value",
     "addresses",
+    "draws_nothing",
     "joined",
     "lower",
     "mean_divisor",
     "nbytes",
     "rule",
+    "rule_of",
     "sample_changes",
     "settled",
 ]

@@ -5,7 +5,6 @@ from __future__ import annotations
 import math
 import operator
 from collections.abc import Callable
-from dataclasses import replace
 from typing import Any
 
 import torch
@@ -77,7 +76,7 @@ def _block(site: Site, x: Operand, scale: float = 1) -> Slab | Dense:
 
 
 def _with_values(block: Slab | Dense, values: Tensor) -> Slab | Dense:
-    return replace(block, values=values) if isinstance(block, Slab) else Dense(values)
+    return block.with_values(values) if isinstance(block, Slab) else Dense(values)
 
 
 def _as_slab(x: Value) -> Value:

@@ -67,6 +67,10 @@ class Slab:
     starts: Tensor
     dim: int
 
+    def with_values(self, values: Tensor) -> Slab:
+        """Return slabs of the same places with other values."""
+        return Slab(values, self.starts, self.dim)
+
     @property
     def width(self) -> int:
         """How many positions along the axis change."""
@@ -77,6 +81,18 @@ class Slab:
         """Where the slabs start, if it is the same for all lanes."""
         first = int(self.starts[0])
         return first if bool((self.starts == first).all()) else None
+
+    @property
+    def order(self) -> tuple[int, ...]:
+        """The axes of `rest` in the order in which they lie in memory."""
+        strides = self.values.stride()[2:]
+        return tuple(sorted(range(len(strides)), key=lambda axis: -strides[axis]))
+
+    def of(self, planes: Tensor) -> Tensor:
+        """Return what the slabs cover of a tensor whose first axis is the changed one."""
+        if self.start is not None:
+            return planes.narrow(0, self.start, self.width)[None]
+        return rows_of(planes, self.positions())
 
     def positions(self) -> Tensor:
         """Return the changed positions along the axis, (k, width), on the host."""
@@ -150,14 +166,17 @@ class RankOne(Dense):
     @cached_property
     def values(self) -> Tensor:  # type: ignore[override]
         """What is added, (k, *rest, n_outputs)."""
-        flat = self.column.flatten(1)[:, :, None] * self.rows[:, None, :]
+        flat = self.column.reshape(len(self.column), -1, 1) * self.rows[:, None, :]
         return flat.view(*self.column.shape, -1)
 
 
 def rows_of(table: Tensor, indices: Tensor) -> Tensor:
-    """Return copies of some rows; the indices are on the host, of any shape."""
-    found = table.index_select(0, indices.flatten().to(table.device, non_blocking=True))
-    return found.view(*indices.shape, *table.shape[1:])
+    """Return copies of some rows, as they lie; the indices are on the host, of any shape."""
+    where = indices.flatten().to(table.device, non_blocking=True)
+    axes = [0, *sorted(range(1, table.ndim), key=lambda axis: table.stride()[axis], reverse=True)]
+    found = table.permute(axes).index_select(0, where)
+    found = found.permute([axes.index(axis) for axis in range(table.ndim)])
+    return found.unflatten(0, indices.shape) if indices.ndim != 1 else found
 
 
 @dataclass(frozen=True)
@@ -221,18 +240,56 @@ class Value:
         The result broadcasts against ``change.values`` and lies in memory as they do.
         """
         if isinstance(change, Slab):
-            planes = self.derived(_planes, change.dim, function, *args)
-            if change.start is not None:
-                return planes.narrow(0, change.start, change.width)[None]
-            return rows_of(planes, change.positions())
+            planes = self.derived(_planes, change.dim, change.order, function, *args)
+            return change.of(planes)
         strides = change.values.stride()[1:]
         return self.derived(_laid_out, strides, function, *args)[None]
 
+    def elements(self, change: Slab | Dense, function: Callable[..., Tensor], *args: Any) -> Tensor:
+        """Return what a change covers of a function of the base's single elements.
 
-def _planes(base: Tensor, dim: int, function: Callable[..., Tensor] | None, *args: Any) -> Tensor:
+        The function is given a copy that lies in memory as the change does, the changed axis
+        of a slab first. It may write to it.
+        """
+        if isinstance(change, Slab):
+            planes = self.derived(_planes_of_elements, change.dim, change.order, function, *args)
+            return change.of(planes)
+        strides = change.values.stride()[1:]
+        return self.derived(_elements_laid_out, strides, function, *args)[None]
+
+
+def planes_of(base: Tensor, dim: int, order: tuple[int, ...]) -> Tensor:
+    """Return a copy with one axis first, the others in memory in some order."""
+    planes = base.movedim(dim, 0)
+    axes = (0, *(axis + 1 for axis in order))
+    copy = planes.permute(axes).clone(memory_format=torch.contiguous_format)
+    return copy.permute([axes.index(axis) for axis in range(planes.ndim)])
+
+
+def _planes_of_elements(
+    base: Tensor, dim: int, order: tuple[int, ...], function: Callable[..., Tensor], *args: Any
+) -> Tensor:
+    return function(planes_of(base, dim, order), *args)
+
+
+def _elements_laid_out(
+    base: Tensor, strides: tuple[int, ...], function: Callable[..., Tensor], *args: Any
+) -> Tensor:
+    strides = base.stride() if 0 in strides else strides
+    copy = torch.empty_strided(base.shape, strides, dtype=base.dtype, device=base.device)
+    return function(copy.copy_(base), *args)
+
+
+def _planes(
+    base: Tensor,
+    dim: int,
+    order: tuple[int, ...],
+    function: Callable[..., Tensor] | None,
+    *args: Any,
+) -> Tensor:
     """Return a tensor with one axis first, so that a slab of it is one piece of memory."""
     tensor = base if function is None else function(base, *args)
-    return tensor.movedim(dim, 0).contiguous()
+    return planes_of(tensor, dim, order)
 
 
 def _laid_out(

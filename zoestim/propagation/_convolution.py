@@ -3,7 +3,10 @@
 from __future__ import annotations
 
 import itertools
+import math
+from collections.abc import Callable
 from dataclasses import dataclass
+from functools import cached_property
 from typing import Any
 
 import torch
@@ -11,10 +14,9 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from zoestim.propagation._change import Change, Dense, Entry, Slab, Value, rows_of
+from zoestim.propagation._made import Made, constant, is_large
 from zoestim.propagation._table import Site, moves, rule
 
-# Lanes of at least so many elements are written one by one, without an index for each element.
-_LARGE = 2**13
 _CHANNELS_LAST = {4: torch.channels_last, 5: torch.channels_last_3d}
 
 
@@ -113,10 +115,8 @@ for _function in (F.conv1d, F.conv2d, F.conv3d):
 def of_bias(site: Site, bias: Value) -> Change:
     """Move one whole channel, or all of them in directions."""
     out, change = site.out.base, bias.change
-    rest = out.shape[:1] + out.shape[2:]
     if isinstance(change, Entry):
-        steps = change.steps.view(-1, 1, *[1] * len(rest))
-        return Slab(steps.expand(-1, 1, *rest), change.indices, 1)
+        return constant(change.indices, 1, out.shape[:1] + out.shape[2:], change.steps)
     moved = bias.dense()
     return Dense(moved.view(len(moved), 1, -1, *[1] * (out.ndim - 2)).expand(-1, *out.shape))
 
@@ -130,21 +130,105 @@ def _of_weight(site: Site, x: Value, weight: Value, window: Window, settings: An
     n_taps = weight.base[0, 0].numel()
     o, tap = change.indices // (n_in * n_taps), change.indices % n_taps
     channel = o // (n_out // groups) * n_in + change.indices // n_taps % n_in
-    batch = x.base.shape[0]
-    if site.out.base[:, 0].numel() >= _LARGE and x.base.device.type == "cpu":
-        taps = window.taps(x.derived(_padded_planes, window))
-        values = x.base.new_empty(len(o), 1, batch, *window.size)
-        for k, (t, i) in enumerate(zip(tap.tolist(), channel.tolist(), strict=True)):
-            torch.mul(taps[t][i], change.steps[k], out=values[k, 0])
-    else:
-        values = rows_of(x.derived(_patches, window), channel * n_taps + tap)[:, None]
-        values *= change.steps.view(-1, *[1] * (values.ndim - 1))
-    return Slab(values, o, 1)
+    lanes = torch.stack([channel, tap, o])
+    return Shifts(x, window, lanes, change.steps)
+
+
+class Shifts(Made):
+    """Channels of the input, shifted and scaled by a step; multiplied when asked.
+
+    Parameters
+    ----------
+    x : Value
+        The input.
+    window : Window
+        How the convolution moves over it.
+    lanes : Tensor of shape (3, k), int64
+        Which input channel, tap and output channel, on the host.
+    steps : Tensor of shape (k,)
+        What they are multiplied by.
+    """
+
+    def __init__(self, x: Value, window: Window, lanes: Tensor, steps: Tensor):
+        rest = x.base.shape[0], *window.size
+        super().__init__(lanes[2], 1, rest, steps, self.make_of(steps), self._moments)
+        for name, value in {"x": x, "window": window, "lanes": lanes, "steps": steps}.items():
+            object.__setattr__(self, name, value)
+
+    x: Value
+    window: Window
+    lanes: Tensor
+    steps: Tensor
+
+    @property
+    def large(self) -> bool:
+        """Whether lanes are made one by one, rather than gathered from all that there are."""
+        return is_large(self.rest, self.like)
+
+    @property
+    def order(self) -> tuple[int, ...]:
+        """The axes of `rest` in the order in which they lie in memory."""
+        return super().order if self.large else tuple(range(len(self.rest)))
+
+    @cached_property
+    def values(self) -> Tensor:  # type: ignore[override]
+        """What is added, (k, 1, n, *size)."""
+        return super().values if self.large else self.scaled(self.steps)
+
+    def scaled(self, factors: Tensor) -> Tensor:
+        """Return the shifted channels times some factors, (k, 1, n, *size)."""
+        n_taps = math.prod(self.window.kernel)
+        rows = rows_of(
+            self.x.derived(_patches, self.window), self.lanes[0] * n_taps + self.lanes[1]
+        )
+        return rows.mul_(factors.view(-1, *[1] * (rows.ndim - 1)))[:, None]
+
+    def make_of(self, factors: Tensor) -> Callable[[int, Tensor], Any]:
+        """Return what writes one of the shifted channels, times its factor."""
+
+        def make(k: int, out: Tensor) -> None:
+            channel, tap, _ = self._places[k]
+            torch.mul(self._taps[tap][channel], factors[k], out=out[0, 0])
+
+        return make
+
+    @cached_property
+    def _places(self) -> list[list[int]]:
+        return self.lanes.t().tolist()
+
+    @cached_property
+    def _taps(self) -> list[Tensor]:
+        return self.window.taps(self.x.derived(_padded_planes, self.window))
+
+    def _moments(self, z: Tensor) -> Tensor:
+        """Return the means of d, d z and d^2 for each lane, (k, 3), z with channels first.
+
+        They are known for all inputs, shifts and outputs at once.
+        """
+        key = (Shifts, id(z))
+        if key not in self.x.memo:
+            self.x.memo[key] = z, self._of_all(z)  # z is held, so that its address stays its own
+        channel, tap, o = self.lanes.to(z.device, non_blocking=True)
+        steps = self.steps.double()
+        moments = self.x.memo[key][1][tap, channel, o]
+        return moments * torch.stack([steps, steps, steps.square()], 1)
+
+    def _of_all(self, z: Tensor) -> Tensor:
+        """Return them for a step of 1, (n_taps, n_in, n_out, 3)."""
+        pixels, moments = z.movedim(1, -1).flatten(1), []
+        for tap in self._taps:
+            shifted = tap.movedim(1, -1).flatten(1)
+            cross = (shifted @ pixels.t()).double()
+            square = torch.linalg.vector_norm(shifted, dim=1).double().square()
+            mean = shifted.sum(1).double()
+            each = mean[:, None].expand_as(cross), cross, square[:, None].expand_as(cross)
+            moments.append(torch.stack(each, -1))
+        return torch.stack(moments) / pixels.shape[1]
 
 
 def _padded_planes(x: Tensor, window: Window) -> Tensor:
-    """Return the padded input with its channels first, (n_channels, n, *padded)."""
-    return window.pad(x).transpose(0, 1).contiguous()
+    """Return the padded input, (n_channels, n, *padded), in memory with the batch last."""
+    return window.pad(x).movedim(0, -1).contiguous().movedim(-1, 1)
 
 
 def _patches(x: Tensor, window: Window) -> Tensor:
@@ -157,7 +241,7 @@ def _of_input(site: Site, x: Value, weight: Value, window: Window, settings: Any
     if not isinstance(change, Slab) or change.dim != 1 or change.width != 1:
         return Dense(_folded(site, x.dense(), weight, settings))
     # One input channel, its group's outputs: (k, taps, pixels) against (taps, outputs).
-    padded = window.pad(change.values[:, 0])
+    padded = window.pad(change.values[:, 0].contiguous())
     taps = torch.stack(window.taps(padded), 1).flatten(2)
     table = weight.derived(_by_channel, groups)
     rows = table[change.start] if change.start is not None else rows_of(table, change.starts)

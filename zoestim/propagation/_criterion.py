@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 from typing import Any
 
@@ -215,7 +216,8 @@ def _of_rank_one(change: RankOne, outputs: Value, y: Tensor, ignored: int) -> Te
             grown = moment.addcmul_(grown, h)
         grown *= h
         grown *= rows_of(table[:, _labels(y, ignored)], lanes).mul_(h).neg_().exp_()
-        if bool((grown.abs() < _LARGE).all()):
+        # e^(2 reach) - 1 bounds the growth
+        if math.expm1(2 * reach) < _LARGE or bool((grown.abs() < _LARGE).all()):
             return torch.log1p(grown, out=grown)
     return _of_labels(outputs.changed(Dense(change.values)), y, ignored)
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import replace
 from typing import Any
 
 import torch
@@ -48,7 +47,7 @@ def _joined(pieces: Sequence[Value], dim: int, out: Tensor) -> Slab | Dense | No
     if len(placed) == 1:
         start, block, _ = placed[0]
         if isinstance(block, Slab) and block.dim == dim:
-            return replace(block, starts=block.starts + start)
+            return Slab(block.values, block.starts + start, block.dim)
         if isinstance(block, Dense):
             starts = torch.full((len(block.values),), start)
             return Slab(block.values.movedim(dim + 1, 1), starts, dim)
@@ -64,9 +63,8 @@ def _joined(pieces: Sequence[Value], dim: int, out: Tensor) -> Slab | Dense | No
             region.copy_(block.values)
             continue
         own = block.dim == dim
-        replace(block, starts=block.starts - block.starts.min() if own else block.starts).add_to(
-            region
-        )
+        starts = block.starts - block.starts.min() if own else block.starts
+        Slab(block.values, starts, block.dim).add_to(region)
     if high - low == out.shape[dim]:
         return Dense(full)
     return Slab(full.movedim(dim + 1, 1), torch.full((len(full),), low), dim)
@@ -94,7 +92,7 @@ def _beside(pieces: Sequence[Value], dim: int, out: Tensor, like: Slab) -> Slab:
             shape = list(like.values.shape)
             shape[axis] = piece.base.shape[dim]
             parts.append(like.values.new_zeros(()).expand(shape))
-    return replace(like, values=torch.cat(parts, axis))
+    return like.with_values(torch.cat(parts, axis))
 
 
 def _extent(offset: int, block: Slab | Dense, size: int, dim: int) -> tuple[int, int]:
@@ -120,7 +118,7 @@ def converted_to(block: Slab | Dense, dtype: torch.dtype) -> Slab | Dense:
     if block.values.dtype == dtype:
         return block
     values = block.values.to(dtype)
-    return replace(block, values=values) if isinstance(block, Slab) else Dense(values)
+    return block.with_values(values) if isinstance(block, Slab) else Dense(values)
 
 
 # --- Larger tensors of the same elements

@@ -41,6 +41,12 @@ def lower(module: nn.Module, x: Value, tensors: Mapping[str, Value]) -> Call | N
     return lowering(module, x, tensors) if lowering else None
 
 
+def draws_nothing(operation: Any) -> bool:
+    """Return whether a module's type or a function is known to draw no random numbers."""
+    random = "dropout" in getattr(operation, "__name__", str(operation)).lower()
+    return operation in _LOWERINGS and not random
+
+
 def _lowers(*kinds: type[nn.Module]) -> Callable[[Lowering], Lowering]:
     def enter(lowering: Lowering) -> Lowering:
         _LOWERINGS.update(dict.fromkeys(kinds, lowering))

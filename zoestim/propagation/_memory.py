@@ -9,6 +9,7 @@ import torch
 from torch.utils import _pytree as pytree
 
 from zoestim.propagation._change import Change, Dense, Entry, Lanes, RankOne, Slab, Value
+from zoestim.propagation._made import Made
 
 
 def nbytes(value: Any) -> int:
@@ -16,12 +17,16 @@ def nbytes(value: Any) -> int:
     change = value.change if isinstance(value, Value) else None
     if isinstance(change, RankOne):
         return change.column.nbytes
+    if isinstance(change, Made):
+        return change.nbytes
     return change.values.nbytes if isinstance(change, Slab | Dense | Lanes) else 0
 
 
 def addresses(value: Any) -> Iterator[int]:
     """Give where the change of a value lies."""
     change = value.change if isinstance(value, Value) else None
+    if isinstance(change, Made):
+        return
     tensor = change.steps if isinstance(change, Entry) else getattr(change, "values", None)
     if tensor is not None:
         yield tensor.untyped_storage().data_ptr()
@@ -31,6 +36,8 @@ def settled(value: Value) -> Value:
     """Compute what is computed when asked, before two ask."""
     if isinstance(value.change, RankOne):
         return value.changed(Dense(value.change.values))
+    if isinstance(value.change, Made):
+        return value.changed(value.change.with_values(value.change.values))
     return value
 
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import replace
 from typing import Any
 
 import torch
@@ -11,7 +10,9 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from zoestim.propagation._change import Dense, Entry, Slab, Value
+from zoestim.propagation._made import Made
 from zoestim.propagation._table import Site, rule
+from zoestim.propagation._tiles import tiles
 
 # What an activation is computed in for its difference: f(b + d) - f(b) cancels.
 _EXACT = torch.float64
@@ -30,7 +31,7 @@ def elementwise(x: Value, function: Callable[[Tensor, Slab | Dense], Tensor]) ->
         return NotImplemented
     change = as_block(x)
     values = function(change.values, change)
-    return replace(change, values=values) if isinstance(change, Slab) else Dense(values)
+    return change.with_values(values) if isinstance(change, Slab) else Dense(values)
 
 
 @rule(torch.relu, F.relu, "relu")
@@ -66,7 +67,26 @@ def _clamped(site: Site, x: Value, low: float | None, high: float | None) -> Any
         out = d if site.may_overwrite(d) else None
         return _clamp_step(x, d, change, low, high, out)
 
+    if isinstance(x.change, Made):
+        return _clamped_lanes(x, x.change, low, high)
     return elementwise(x, move)
+
+
+def _clamped_lanes(x: Value, change: Made, low: float | None, high: float | None) -> Made:
+    """Clamp each lane as it is made, while it is in the cache."""
+    outside = x.elements(change, _outside, low, high)
+    rooms = [
+        (bound, x.elements(change, _room, low, high, limit))
+        for bound, limit in ((torch.maximum, low), (torch.minimum, high))
+        if limit is not None
+    ]
+
+    def move(k: int, lane: Tensor) -> None:
+        lane.add_(outside[k if len(outside) > 1 else 0])
+        for bound, room in rooms:
+            bound(lane, room[k if len(room) > 1 else 0], out=lane)
+
+    return change.then(move)
 
 
 def _clamp_step(
@@ -78,20 +98,25 @@ def _clamp_step(
     out: Tensor | None = None,
 ) -> Tensor:
     """Shift the bounds by c = clamp(b): the change is clamp(d + b - c, low - c, high - c)."""
-    moved = torch.add(d, x.part(change, _outside, low, high), out=out)
-    if low is not None:
-        torch.maximum(moved, x.part(change, _room, low, high, low), out=moved)
-    if high is not None:
-        torch.minimum(moved, x.part(change, _room, low, high, high), out=moved)
+    moved = torch.empty_like(d) if out is None else out
+    bounds = [x.elements(change, _room, low, high, b) for b in (low, high) if b is not None]
+    for tile, given, outside, *rooms in tiles(
+        moved, d, x.elements(change, _outside, low, high), *bounds
+    ):
+        torch.add(given, outside, out=tile)
+        if low is not None:
+            torch.maximum(tile, rooms[0], out=tile)
+        if high is not None:
+            torch.minimum(tile, rooms[-1], out=tile)
     return moved
 
 
 def _outside(b: Tensor, low: float | None, high: float | None) -> Tensor:
-    return b - b.clamp(low, high)
+    return b.sub_(b.clamp(low, high))
 
 
 def _room(b: Tensor, low: float | None, high: float | None, bound: float) -> Tensor:
-    return bound - b.clamp(low, high)
+    return b.clamp_(low, high).neg_().add_(bound)
 
 
 @rule(F.hardsigmoid)

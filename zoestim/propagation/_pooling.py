@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Iterable, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
+from functools import cached_property
 from typing import Any
 
 import torch
@@ -12,9 +13,11 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from zoestim.propagation._change import Dense, Slab, Value
+from zoestim.propagation._made import Made
 from zoestim.propagation._pointwise import as_block
 from zoestim.propagation._shape import whole
 from zoestim.propagation._table import Site, rule
+from zoestim.propagation._tiles import by_lane
 
 # Elements of a kernel up to which sums of shifted planes are faster than torch's own average.
 _SMALL = 9
@@ -47,11 +50,18 @@ class _Window:
 
     def taps(self, padded: Tensor, axis: int) -> list[Tensor]:
         """Return, for each element of the kernel along one axis, the view that it meets."""
-        step, at = self.stride[axis], axis - len(self.size)
-        starts = range(0, self.kernel[axis] * self.dilation[axis], self.dilation[axis])
-        length = (self.size[axis] - 1) * step + 1
-        planes = padded.movedim(at, 0)
-        return [planes[start : start + length : step].movedim(0, at) for start in starts]
+        return [padded[at] for at in self._indices[axis]]
+
+    @cached_property
+    def _indices(self) -> list[list[tuple[Any, ...]]]:
+        """For each axis, the indices of the views."""
+        found = []
+        for axis, n_trailing in enumerate(range(len(self.size) - 1, -1, -1)):
+            length = (self.size[axis] - 1) * self.stride[axis] + 1
+            starts = range(0, self.kernel[axis] * self.dilation[axis], self.dilation[axis])
+            slices = [slice(start, start + length, self.stride[axis]) for start in starts]
+            found.append([(..., s, *[slice(None)] * n_trailing) for s in slices])
+        return found
 
     def all_taps(self, padded: Tensor) -> list[Tensor]:
         """Return, for each element of the kernel, the view that it meets."""
@@ -85,7 +95,7 @@ def _block(x: Value, n_axes: int) -> Slab | Dense:
 
 
 def _with_values(block: Slab | Dense, values: Tensor) -> Slab | Dense:
-    return replace(block, values=values) if isinstance(block, Slab) else Dense(values)
+    return block.with_values(values) if isinstance(block, Slab) else Dense(values)
 
 
 # --- The largest element
@@ -104,8 +114,16 @@ def _largest(site: Site, x: Value, window: _Window) -> Slab | Dense:
         change = _with_values(change, _padded(change.values, edges))
     if window.overlaps:
         return _largest_of_overlapping(site, x, change, window)
-    gap = x.part(change, _gap, window)
-    return _with_values(change, _slide(change.values, gap, window))
+    gap = x.elements(change, _gap, window)
+    if isinstance(change, Made):
+        batch, out = change.rest[0], site.out.base
+        values = out.new_empty(len(change.starts), 1, *window.size, batch).movedim(-1, 2)
+        for k, (lane, largest) in enumerate(zip(change.each(), values, strict=True)):
+            lane.add_(gap[k if len(gap) > 1 else 0])
+            largest.copy_(_slide_one(lane, window)[0])
+        return change.with_values(values)
+    lanes = [_slide(d, below, window) for d, below in by_lane(change.values, gap)]
+    return _with_values(change, torch.cat(lanes) if len(lanes) > 1 else lanes[0])
 
 
 def _padded(values: Tensor, edges: Sequence[int]) -> Tensor:
@@ -118,14 +136,12 @@ def _padded_base(b: Tensor, window: _Window) -> Tensor:
 
 
 def _gap(b: Tensor, window: _Window) -> Tensor:
-    """Return by how much each element is below the largest one of its window; 0 outside of all."""
-    n_axes = len(window.size)
+    """Return by how much each element is below the largest one of its window."""
     padded = _padded_base(b, window)
     largest = _slide(b.new_zeros(()).expand(padded.shape), padded, window)
-    for axis in range(-n_axes, 0):
-        largest = largest.repeat_interleave(window.kernel[axis], axis)
-    left = [padded.shape[axis] - largest.shape[axis] for axis in range(-1, -n_axes - 1, -1)]
-    return padded - F.pad(largest, [amount for each in left for amount in (0, each)])
+    for tap in window.all_taps(padded):
+        tap -= largest
+    return padded
 
 
 def _slide(d: Tensor, base: Tensor, window: _Window) -> Tensor:
@@ -134,7 +150,12 @@ def _slide(d: Tensor, base: Tensor, window: _Window) -> Tensor:
     Much faster than torch's own maximum over one plane after the other.
     """
     found = _largest_sum(window.taps(d, 0), window.taps(base, 0))
-    for axis in range(1, len(window.size)):
+    return _slide_one(found, window, 1)
+
+
+def _slide_one(found: Tensor, window: _Window, first: int = 0) -> Tensor:
+    """Return the largest element in each window, from one axis on."""
+    for axis in range(first, len(window.size)):
         found, *taps = window.taps(found, axis)
         for k, tap in enumerate(taps):
             found = torch.maximum(found, tap, out=found if k else None)

@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
+import inspect
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import cache
 from typing import Any
 
 import torch
 from torch import Tensor
 
 from zoestim.propagation._change import Value
+from zoestim.propagation._lowering import Call
 
 Rule = Callable[..., Any]
 RULES: dict[Any, Rule] = {}
@@ -66,6 +69,21 @@ def rule(*operations: Any) -> Callable[[Rule], Rule]:
         return function
 
     return enter
+
+
+def rule_of(call: Call) -> Rule | None:
+    """Return the rule of a call, if there is one that takes all its keywords."""
+    found = RULES.get(call.function)
+    if found is None or not call.kwargs:
+        return found
+    names, takes_all = _keywords(found)
+    return found if takes_all or call.kwargs.keys() <= names else None
+
+
+@cache
+def _keywords(found: Rule) -> tuple[frozenset[str], bool]:
+    taken = inspect.signature(found).parameters
+    return frozenset(taken), any(p.kind is p.VAR_KEYWORD for p in taken.values())
 
 
 def moves(*values: Any) -> int:

@@ -1,0 +1,185 @@
+"""Batch normalisation: the batch's statistics move with the change, channel by channel."""
+
+from __future__ import annotations
+
+import math
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.nn import functional as F
+
+from zoestim.propagation._change import Change, Dense, Entry, Slab, Value, planes_of
+from zoestim.propagation._convolution import Shifts
+from zoestim.propagation._made import Made, is_large
+from zoestim.propagation._normalization import Normal, affine, moved_by, normalize
+from zoestim.propagation._table import Site, moves, rule
+from zoestim.propagation._tiles import TILE, by_lane
+
+# Columns of a tile: channels are repeated up to so many, since short rows are slow.
+_COLUMNS = 256
+
+
+@rule(F.batch_norm)
+def batch_norm(
+    site: Site,
+    input: Value,
+    running_mean: Value | None,
+    running_var: Value | None,
+    weight: Value | None = None,
+    bias: Value | None = None,
+    training: bool = False,
+    momentum: float = 0.1,
+    eps: float = 1e-5,
+) -> Any:
+    """Change of z w + b, with z normalised over the batch or by running statistics."""
+    by_batch = training or running_mean is None
+    if not by_batch and moves(running_mean, running_var):
+        return NotImplemented
+    given = () if by_batch else (running_mean.base, running_var.base)  # type: ignore[union-attr]
+    if moves(input, weight, bias) == 1 and input.change is not None:
+        return _of_input(site, input, given, eps, None if weight is None else weight.base)
+    if by_batch and input.change is None and isinstance(getattr(weight, "change", None), Entry):
+        return _of_weight(input, weight, eps)  # type: ignore[arg-type]
+    change = None if input.change is None else _of_input(site, input, given, eps, None)
+    z = input.derived(_standardized, *given, eps) if given else input.derived(_normalized, eps)
+    return affine(z, change, weight, bias, 1)
+
+
+def _of_weight(x: Value, weight: Value, eps: float) -> Slab:
+    """Change of one channel's scale: dw z."""
+    steps, channels = weight.change.steps, weight.change.indices
+    rest = x.base.shape[:1] + x.base.shape[2:]
+
+    def make(k: int, out: Tensor) -> None:
+        torch.mul(z[k if len(z) > 1 else 0], steps[k], out=out[0])
+
+    slab: Slab = Made(channels, 1, rest, steps, make)
+    if not is_large(rest, steps):
+        slab = Slab(steps.view(-1, 1, *[1] * len(rest)).expand(-1, 1, *rest), channels, 1)
+    z = slab.of(x.derived(_planes, slab.order, eps).z)
+    return slab if isinstance(slab, Made) else slab.with_values(z * slab.values)
+
+
+def _of_input(site: Site, x: Value, given: Any, eps: float, gain: Tensor | None) -> Change:
+    if given:
+        scale = (given[1] + eps).rsqrt()
+        return _scaled(x, scale if gain is None else scale * gain)
+    if isinstance(x.change, Slab) and x.change.dim == 1:
+        return _slab_by_batch(site, x, eps, gain)
+    return _dense_by_batch(site, x, eps, gain)
+
+
+def _standardized(x: Tensor, mean: Tensor, variance: Tensor, eps: float) -> Value:
+    along = (-1, *[1] * (x.ndim - 2))
+    return Value((x - mean.view(along)) * (variance + eps).rsqrt().view(along))
+
+
+def _scaled(x: Value, scale: Tensor) -> Change:
+    """Multiply each channel's change by a number."""
+    change = x.change
+    if isinstance(change, Slab) and change.dim == 1:
+        along = change.of(scale)
+        values = change.values * along.view(*along.shape, *[1] * (change.values.ndim - 2))
+        return Slab(values, change.starts, 1)
+    return Dense(x.dense() * scale.view(-1, *[1] * (x.base.ndim - 2)))
+
+
+# --- The batch's statistics
+
+
+def _normalized(x: Tensor, eps: float) -> Value:
+    axes = tuple(axis for axis in range(x.ndim) if axis != 1)
+    return Value(normalize(x.clone(), axes, eps).z)
+
+
+def _planes(x: Tensor, order: tuple[int, ...], eps: float) -> Normal:
+    """Normalise a copy with channels first, (n_channels, n, *size)."""
+    return normalize(planes_of(x, 1, order), tuple(range(1, x.ndim)), eps)
+
+
+def _pixels(x: Tensor, eps: float) -> Normal:
+    """Normalise a copy with channels last, (n_pixels, n_channels)."""
+    pixels = x.movedim(1, -1).clone(memory_format=torch.contiguous_format)
+    return normalize(pixels.view(-1, x.shape[1]), (0,), eps)
+
+
+def _slab_by_batch(site: Site, x: Value, eps: float, gain: Tensor | None) -> Slab:
+    change: Slab = x.change
+    normal = x.derived(_planes, change.order, eps)
+    z = change.of(normal.z)
+    if isinstance(change, Made) and change.moments is not None:
+        mean, cross, square = change.moments(normal.z)[..., None].unbind(1)
+    else:
+        mean, cross, square = _moments(change.values, z)
+    moved = moved_by(mean, cross, square, change.of(normal.inverse.flatten()))
+    moved = moved if gain is None else moved.mul_(change.of(gain))
+    moved = moved.to(x.base.dtype)
+    if isinstance(change, Made) and is_large(change.rest, change.like):
+        return _made(change, z, moved[..., 0])
+    scale, slope, shift = moved.view(*moved.shape, *[1] * (change.values.ndim - 2))
+    d = change.values
+    out = d.mul_(scale) if site.may_overwrite(d) else d * scale
+    for lanes, beside, by, offset in by_lane(out, z, slope, shift):
+        lanes.addcmul_(beside, by).add_(offset)
+    return change.with_values(out)
+
+
+def _made(change: Made, z: Tensor, moved: Tensor) -> Made:
+    """Return what scales a lane as it is made, while it is in the cache."""
+    scale, slope, shift = moved
+    if isinstance(change, Shifts):  # two factors in one pass
+        made = change.make_of(change.steps * scale)
+        change = Made(change.starts, 1, change.rest, change.like, made)
+        scale = None
+
+    def move(k: int, lane: Tensor) -> None:
+        lane = lane if scale is None else lane.mul_(scale[k])
+        lane.addcmul_(z[k if len(z) > 1 else 0], slope[k]).add_(shift[k])
+
+    return change.then(move)
+
+
+def _moments(d: Tensor, z: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    """Return the means of d, d z and d^2 of each channel, (k, width), in float64."""
+    d, z = d.flatten(2), z.flatten(2)
+    one = z.shape[:2] == (1, 1)
+    cross = (d[:, 0] @ z[0, 0])[:, None] if one else (d * z).sum(-1)
+    square = torch.linalg.vector_norm(d, dim=-1).double().square()
+    return d.mean(-1).double(), cross.double() / d.shape[-1], square / d.shape[-1]
+
+
+def _dense_by_batch(site: Site, x: Value, eps: float, gain: Tensor | None) -> Dense:
+    """Normalise channels-last lanes tile by tile, so that each is read from memory twice."""
+    values = x.dense()
+    if not values.movedim(2, -1).is_contiguous():
+        values = values.movedim(2, -1).contiguous().movedim(-1, 2)
+    normal = x.derived(_pixels, eps)
+    n_pixels, n_channels = normal.z.shape
+    repeats = math.gcd(n_pixels, max(1, _COLUMNS // n_channels))
+    z = normal.z.view(-1, repeats * n_channels)
+    d = values.movedim(2, -1).reshape(len(values), *z.shape)
+    tile = max(1, TILE // z.shape[1]) if d.device.type == "cpu" else len(z)
+    sums = _tiled_sums(d, z, tile).unflatten(-1, (repeats, -1)).sum(-2) / n_pixels
+    moved = moved_by(sums[0], sums[1], sums[2], normal.inverse[0])
+    moved = moved if gain is None else moved.mul_(gain)
+    scale, slope, shift = moved.to(d.dtype).repeat(1, 1, repeats)[:, :, None]
+    out = d if site.may_overwrite(values) else torch.empty_like(d)
+    for lane, given, a, b, c in zip(out, d, scale, slope, shift, strict=True):
+        for part, source, beside in zip(*(t.split(tile) for t in (lane, given, z)), strict=True):
+            torch.mul(source, a, out=part)
+            part.addcmul_(beside, b).add_(c)
+    return Dense(out.view_as(values.movedim(2, -1)).movedim(-1, 2))
+
+
+def _tiled_sums(d: Tensor, z: Tensor, tile: int) -> Tensor:
+    """Return the sums over rows of d, d z and d^2 of each lane, (3, k, columns), in float64."""
+    sums = d.new_zeros(3, len(d), d.shape[-1], dtype=torch.float64)
+    product = torch.empty_like(z[:tile])
+    for k, lane in enumerate(d):
+        for part, beside in zip(lane.split(tile), z.split(tile), strict=True):
+            scratch = product[: len(part)]
+            sums[0, k] += part.sum(0)
+            sums[1, k] += torch.mul(part, beside, out=scratch).sum(0)
+            sums[2, k] += torch.mul(part, part, out=scratch).sum(0)
+    return sums
