@@ -20,7 +20,7 @@ from zoestim.propagation import Dense, Entry
 # A computer of 2020 to 2026 does some twenty to a hundred operations while it moves a byte.
 FLOPS_PER_BYTE = 10
 # What the largest change of a fold may take, in bytes: it should stay in the cache.
-FOLD_BYTES = 2**23
+FOLD_BYTES = 2**24
 MAX_FOLD = 1024
 # By how much changes must be smaller behind a node for more lanes to go together.
 FAR_SMALLER = 8
@@ -120,8 +120,8 @@ def fold_size(cost: Cost, memory_budget: int) -> FoldSize:
     """Return how many lanes of a cost go together: as many as stay in the cache, and fit."""
     largest = max(cost.sizes, default=1)
     cut = len(cost.sizes)
-    while cut and FAR_SMALLER * cost.sizes[cut - 1] <= largest:
-        cut -= 1
+    while cut > 1 and FAR_SMALLER * cost.sizes[cut - 2] <= largest:
+        cut -= 1  # behind a node whose result is small: what is joined is small
     fits = memory_budget // max(PEAK_FACTOR * cost.peak, 1)
 
     def together(sizes: tuple[int, ...]) -> int:

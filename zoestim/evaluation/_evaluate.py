@@ -94,11 +94,11 @@ def evaluate(
         if random is not None:
             random.restore()
         program, done = objective.base(batch)
-        drawn = RandomState.current(batch.X.device)
+        draws = None if objective.loss.draws_nothing else RandomState.current(batch.X.device)
         base_loss = float(objective.batch_loss(done.output, batch))
-        criterion_draws = RandomState.current(batch.X.device) != drawn
+        if draws is not None and draws == RandomState.current(batch.X.device):
+            draws = None
         _refuse_nonfinite_base(base_loss, done.output, batch)
-        draws = drawn if criterion_draws else None
         propagation = Propagation(program, done, objective.ways, objective.matrix_type)
         budget = objective.memory_budget or int(FREE_SHARE * free_memory(batch.X.device))
         run = _Run(objective, batch, program, done, base_loss, draws, propagation, budget)

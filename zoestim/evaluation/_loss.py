@@ -82,6 +82,11 @@ class BatchLoss(nn.Module):
             return each.mean()
         return weighted_mean(each, weight, self._class_weights(y))
 
+    @property
+    def draws_nothing(self) -> bool:
+        """Whether the criterion is one of torch's, none of which draws random numbers."""
+        return type(self.criterion).__module__ == "torch.nn.modules.loss"
+
     def changes(self, outputs: Value, target: Any) -> Tensor | None:
         """Return by how much changed outputs change the loss, (k,), float64.
 

@@ -147,18 +147,29 @@ def make_groups(
     """Group queries by the parameters that they perturb."""
     if isinstance(queries, DirectionQueries):
         return [_directions(queries, parameters, theta)]
-    groups = (_coordinates(queries, parameters, theta, name) for name in parameters.names)
-    return [group for group in groups if len(group.positions)]
+    order = queries.indices.argsort(stable=True)
+    starts = torch.tensor([parameters.starts[name] for name in parameters.names])
+    counts = torch.searchsorted(queries.indices[order], starts).diff(
+        append=torch.tensor([len(order)])
+    )
+    held = zip(parameters.names, order.split(counts.tolist()), strict=True)
+    return [
+        _coordinates(queries, name, positions, parameters.starts[name], theta)
+        for name, positions in held
+        if len(positions)
+    ]
 
 
 def _coordinates(
-    queries: CoordinateQueries, parameters: ParameterMap, theta: dict[str, Tensor], name: str
+    queries: CoordinateQueries,
+    name: str,
+    positions: Tensor,
+    start: int,
+    theta: dict[str, Tensor],
 ) -> Group:
-    start, size, value = parameters.starts[name], parameters.sizes[name], theta[name]
-    inside = (queries.indices >= start) & (queries.indices < start + size)
-    positions = inside.nonzero().flatten()
-    positions = positions[queries.indices[positions].argsort(stable=True)]
-    rows = (queries.indices[positions] - start) // (size // len(value) if value.ndim else 1)
+    value = theta[name]
+    row_size = value.numel() // len(value) if value.ndim else 1
+    rows = (queries.indices[positions] - start) // row_size
 
     def chunk(part: Tensor) -> Chunk:
         entry = Entry(queries.indices[part] - start, queries.steps[part].to(value))

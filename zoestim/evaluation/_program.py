@@ -148,15 +148,18 @@ class Program:
         """Run the whole graph at the module's own parameters."""
         own = [*self.module.named_parameters(), *self.module.named_buffers()]
         done = Pass(tensors={name: tensor.detach().clone() for name, tensor in own})
-        state = RandomState.current(x.device)
+        state = None
         for node in self.nodes:
             if node.op == "placeholder":  # the second and further ones have a default
                 done.values[node] = node.args[0] if node.args else x
-            else:
-                done.values[node] = self._run_first(node, done)
-            if node.op == "call_module" and draws_nothing(type(self.submodule(node))):
                 continue
-            before, state = state, RandomState.current(x.device)
+            operation = type(self.submodule(node)) if node.op == "call_module" else node.target
+            if node.op in ("get_attr", "output") or draws_nothing(operation):
+                done.values[node] = self._run_first(node, done)
+                continue
+            before = state or RandomState.current(x.device)
+            done.values[node] = self._run_first(node, done)
+            state = RandomState.current(x.device)
             if state != before:
                 done.random[node] = before
         return done

@@ -14,6 +14,7 @@ from torch.nn import functional as F
 from zoestim.propagation._change import Dense, Entry, Slab, Value
 from zoestim.propagation._joining import alike, broadcast, converted_to, zeros
 from zoestim.propagation._linear import linear
+from zoestim.propagation._pending import Pending
 from zoestim.propagation._pointwise import as_block, elementwise, neg
 from zoestim.propagation._shape import permuted, whole
 from zoestim.propagation._table import Site, moves, rule
@@ -53,6 +54,9 @@ def _sum(site: Site, a: Operand, b: Operand, alpha: float) -> Any:
     first, last = blocks[0], blocks[-1]
     if len(blocks) == 1:
         return first
+    for block, other in ((first, last), (last, first)):
+        if isinstance(block, Pending) and getattr(other, "strides", None) == block.strides:
+            return block.then(_plus, other.values)
     both_dense = isinstance(first, Dense) and isinstance(last, Dense)
     if both_dense or alike(blocks):
         for block, other in ((first, last), (last, first)):
@@ -68,10 +72,16 @@ def _sum(site: Site, a: Operand, b: Operand, alpha: float) -> Any:
     return Dense(full)
 
 
+def _plus(d: Tensor, out: Tensor, other: Tensor) -> None:
+    torch.add(d, other, out=out)
+
+
 def _block(site: Site, x: Operand, scale: float = 1) -> Slab | Dense:
     """Return the change of an operand, broadcast to the result."""
     out = site.out.base
-    block = converted_to(broadcast(_as_slab(x), out.shape), out.dtype)  # type: ignore[arg-type]
+    block = broadcast(_as_slab(x), out.shape)  # type: ignore[arg-type]
+    if x.base.dtype != out.dtype:  # type: ignore[union-attr]
+        block = converted_to(block, out.dtype)
     return block if scale == 1 else _with_values(block, block.values * scale)
 
 

@@ -13,6 +13,7 @@ from zoestim.propagation._change import Change, Dense, Entry, Slab, Value, plane
 from zoestim.propagation._convolution import Shifts
 from zoestim.propagation._made import Made, is_large
 from zoestim.propagation._normalization import Normal, affine, moved_by, normalize
+from zoestim.propagation._pending import Pending
 from zoestim.propagation._table import Site, moves, rule
 from zoestim.propagation._tiles import TILE, by_lane
 
@@ -149,8 +150,8 @@ def _moments(d: Tensor, z: Tensor) -> tuple[Tensor, Tensor, Tensor]:
     return d.mean(-1).double(), cross.double() / d.shape[-1], square / d.shape[-1]
 
 
-def _dense_by_batch(site: Site, x: Value, eps: float, gain: Tensor | None) -> Dense:
-    """Normalise channels-last lanes tile by tile, so that each is read from memory twice."""
+def _dense_by_batch(site: Site, x: Value, eps: float, gain: Tensor | None) -> Pending:
+    """Normalise lanes that lie with their channels last, in rows of several pixels."""
     values = x.dense()
     if not values.movedim(2, -1).is_contiguous():
         values = values.movedim(2, -1).contiguous().movedim(-1, 2)
@@ -159,27 +160,34 @@ def _dense_by_batch(site: Site, x: Value, eps: float, gain: Tensor | None) -> De
     repeats = math.gcd(n_pixels, max(1, _COLUMNS // n_channels))
     z = normal.z.view(-1, repeats * n_channels)
     d = values.movedim(2, -1).reshape(len(values), *z.shape)
-    tile = max(1, TILE // z.shape[1]) if d.device.type == "cpu" else len(z)
-    sums = _tiled_sums(d, z, tile).unflatten(-1, (repeats, -1)).sum(-2) / n_pixels
+    sums = _sums(d, z).unflatten(-1, (repeats, -1)).sum(-2) / n_pixels
     moved = moved_by(sums[0], sums[1], sums[2], normal.inverse[0])
     moved = moved if gain is None else moved.mul_(gain)
-    scale, slope, shift = moved.to(d.dtype).repeat(1, 1, repeats)[:, :, None]
-    out = d if site.may_overwrite(values) else torch.empty_like(d)
-    for lane, given, a, b, c in zip(out, d, scale, slope, shift, strict=True):
-        for part, source, beside in zip(*(t.split(tile) for t in (lane, given, z)), strict=True):
-            torch.mul(source, a, out=part)
-            part.addcmul_(beside, b).add_(c)
-    return Dense(out.view_as(values.movedim(2, -1)).movedim(-1, 2))
+    moved = moved.to(d.dtype).repeat(1, 1, repeats)[:, :, None]
+    owned = site.may_overwrite(values)
+    return Pending(values, z.shape[1], owned).then(_moved, z[None], *moved)
 
 
-def _tiled_sums(d: Tensor, z: Tensor, tile: int) -> Tensor:
+def _moved(d: Tensor, out: Tensor, z: Tensor, scale: Tensor, slope: Tensor, shift: Tensor) -> None:
+    torch.addcmul(shift, z, slope, out=out).addcmul_(d, scale)
+
+
+def _sums(d: Tensor, z: Tensor) -> Tensor:
     """Return the sums over rows of d, d z and d^2 of each lane, (3, k, columns), in float64."""
-    sums = d.new_zeros(3, len(d), d.shape[-1], dtype=torch.float64)
-    product = torch.empty_like(z[:tile])
-    for k, lane in enumerate(d):
-        for part, beside in zip(lane.split(tile), z.split(tile), strict=True):
-            scratch = product[: len(part)]
-            sums[0, k] += part.sum(0)
-            sums[1, k] += torch.mul(part, beside, out=scratch).sum(0)
-            sums[2, k] += torch.mul(part, part, out=scratch).sum(0)
-    return sums
+    if d.device.type != "cpu" or d.numel() <= TILE:
+        return torch.stack([each.sum(1).double() for each in (d, d * z, d * d)])
+    products = [(*_products(lane, z), _products(lane, lane)[0]) for lane in d]
+    cross, mean, square = (torch.stack(each) for each in zip(*products, strict=True))
+    return torch.stack([mean, cross, square]).double()
+
+
+def _products(d: Tensor, z: Tensor) -> tuple[Tensor, Tensor]:
+    """Return the sums over rows of d z and of d, in one pass.
+
+    They are what the gradient of batch normalisation takes for the scale and the offset.
+    """
+    zeros, ones = z.new_zeros(z.shape[1]), z.new_ones(z.shape[1])
+    wanted = [False, True, True]
+    return torch.ops.aten.native_batch_norm_backward(
+        d, z, None, None, None, zeros, ones, True, 0.0, wanted
+    )[1:]

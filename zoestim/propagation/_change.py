@@ -128,6 +128,11 @@ class Dense:
 
     values: Tensor
 
+    @property
+    def strides(self) -> tuple[int, ...]:
+        """How the elements of a lane lie in memory."""
+        return self.values.stride()[1:]
+
     def lanes(self, part: slice) -> Dense:
         """Return the change of some of the lanes."""
         return Dense(self.values[part])
@@ -173,9 +178,13 @@ class RankOne(Dense):
 def rows_of(table: Tensor, indices: Tensor) -> Tensor:
     """Return copies of some rows, as they lie; the indices are on the host, of any shape."""
     where = indices.flatten().to(table.device, non_blocking=True)
-    axes = [0, *sorted(range(1, table.ndim), key=lambda axis: table.stride()[axis], reverse=True)]
-    found = table.permute(axes).index_select(0, where)
-    found = found.permute([axes.index(axis) for axis in range(table.ndim)])
+    if table.is_contiguous():
+        found = table.index_select(0, where)
+    else:
+        strides = table.stride()
+        axes = [0, *sorted(range(1, table.ndim), key=strides.__getitem__, reverse=True)]
+        found = table.permute(axes).index_select(0, where)
+        found = found.permute([axes.index(axis) for axis in range(table.ndim)])
     return found.unflatten(0, indices.shape) if indices.ndim != 1 else found
 
 
@@ -242,8 +251,7 @@ class Value:
         if isinstance(change, Slab):
             planes = self.derived(_planes, change.dim, change.order, function, *args)
             return change.of(planes)
-        strides = change.values.stride()[1:]
-        return self.derived(_laid_out, strides, function, *args)[None]
+        return self.derived(_laid_out, change.strides, function, *args)[None]
 
     def elements(self, change: Slab | Dense, function: Callable[..., Tensor], *args: Any) -> Tensor:
         """Return what a change covers of a function of the base's single elements.
@@ -254,8 +262,7 @@ class Value:
         if isinstance(change, Slab):
             planes = self.derived(_planes_of_elements, change.dim, change.order, function, *args)
             return change.of(planes)
-        strides = change.values.stride()[1:]
-        return self.derived(_elements_laid_out, strides, function, *args)[None]
+        return self.derived(_elements_laid_out, change.strides, function, *args)[None]
 
 
 def planes_of(base: Tensor, dim: int, order: tuple[int, ...]) -> Tensor:

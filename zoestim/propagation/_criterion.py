@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from zoestim.propagation._change import Dense, RankOne, Slab, Value, rows_of
+from zoestim.propagation._change import RankOne, Slab, Value, rows_of
 
 # The series of a rank-one change stops where its next term is below rounding.
 _MAX_TERMS = 20
@@ -137,7 +137,8 @@ def _cross_entropy(criterion: nn.CrossEntropyLoss, outputs: Value, y: Tensor) ->
     """Choose between labels, of one class each, and stakes on all classes."""
     if _are_labels(outputs.base, y) and criterion.label_smoothing == 0:
         each = _of_labels(outputs, y, criterion.ignore_index)
-        return each * _label_weights(criterion, y, each.dtype)
+        weights = outputs.derived(_uneven_weights, criterion, y)
+        return each if weights is None else each * weights
     probabilities = y.is_floating_point() and y.shape == outputs.base.shape and y.ndim > 1
     if probabilities or _are_labels(outputs.base, y):
         return _of_stakes(outputs, _stakes(criterion, outputs.base, y))
@@ -172,7 +173,9 @@ def _of_labels(outputs: Value, y: Tensor, ignored: int) -> Tensor:
     """Return how cross-entropy without weights changes, where p = softmax(b)."""
     change, labels = outputs.change, _labels(y, ignored)
     if isinstance(change, RankOne) and outputs.base.ndim == 2:
-        return _of_rank_one(change, outputs, y, ignored)
+        summed = _of_rank_one(change, outputs, y, ignored)
+        if summed is not None:
+            return summed
     if isinstance(change, Slab) and change.dim == 1 and change.width == 1:
         growth = _growth_by_one_class(change, outputs, y, ignored)
     else:
@@ -195,40 +198,53 @@ def _growth_by_one_class(change: Slab, outputs: Value, y: Tensor, ignored: int) 
     return torch.where(starts == _labels(y, ignored), grown * torch.exp(-d), grown)
 
 
-def _of_rank_one(change: RankOne, outputs: Value, y: Tensor, ignored: int) -> Tensor:
-    """Sum the series e^(-h w_y) sum_m h^m / m! sum_j r_j w_j^m, h the feature's change.
+def _of_rank_one(change: RankOne, outputs: Value, y: Tensor, ignored: int) -> Tensor | None:
+    """Sum the series log E[e^(h v)] = sum_m kappa_m h^m / m!, h the change of the feature.
 
-    Lanes that perturb one layer share few rows w, one for each of its features.
+    Its cumulants kappa are those of v_j = w_j - w_y, drawn with probability p_j. Lanes that
+    perturb one layer share few rows w, one for each of its features. None where h w is large.
     """
-    h = change.column
-    features, lanes = change.features.unique(return_inverse=True)
+    features, lanes, counts = change.features.unique_consecutive(
+        return_inverse=True, return_counts=True
+    )
     table = rows_of(change.table, features)
-    reach = float(h.abs().max() * table.abs().max())
-    n_terms = _n_terms(reach, torch.finfo(h.dtype).eps)
-    if n_terms <= _MAX_TERMS:
-        r = outputs.derived(_residual, y, ignored)
-        moments, power = [], torch.ones_like(table)
-        for m in range(1, n_terms + 1):
-            power = power * table / m
-            moments.append(rows_of(power @ r.t(), lanes))
-        grown = moments.pop()
-        for moment in reversed(moments):
-            grown = moment.addcmul_(grown, h)
-        grown *= h
-        grown *= rows_of(table[:, _labels(y, ignored)], lanes).mul_(h).neg_().exp_()
-        # e^(2 reach) - 1 bounds the growth
-        if math.expm1(2 * reach) < _LARGE or bool((grown.abs() < _LARGE).all()):
-            return torch.log1p(grown, out=grown)
-    return _of_labels(outputs.changed(Dense(change.values)), y, ignored)
+    n_terms = _n_terms(float(change.column.abs().max() * table.abs().max()), change.column.dtype)
+    if n_terms is None:
+        return None
+    even = bool((counts == counts[0]).all())
+    h = change.column.unflatten(0, (len(counts), -1)) if even else change.column
+    cumulants = _cumulants(table, outputs.derived(torch.softmax, 1), _labels(y, ignored), n_terms)
+    terms = [k[:, None] if even else rows_of(k, lanes) for k in cumulants]
+    total = terms[-1] * h
+    for term in reversed(terms[:-1]):
+        total.add_(term).mul_(h)
+    return total.view_as(change.column)
 
 
-def _n_terms(reach: float, eps: float) -> int:
-    """Return how many terms of e^reach - 1 leave a remainder below rounding."""
-    term, n_terms = 1.0, 1
-    while term > eps and n_terms <= _MAX_TERMS:
-        n_terms += 1
-        term *= reach / n_terms
-    return n_terms
+def _n_terms(reach: float, kind: torch.dtype) -> int | None:
+    """Return how many terms leave a remainder below rounding, where |h w| <= reach.
+
+    Where |h v| = 1/2, |E[e^(h v)] - 1| < 0.65 and the logarithm is at most 1.05. By Cauchy's
+    estimate, terms then fall at least as (4 reach)^m.
+    """
+    ratio, eps = 4 * reach, torch.finfo(kind).eps
+    return next((m for m in range(1, _MAX_TERMS + 1) if ratio**m <= eps * (1 - ratio)), None)
+
+
+def _cumulants(table: Tensor, p: Tensor, labels: Tensor, n_terms: int) -> list[Tensor]:
+    """Return kappa_m / m! for m = 1 to n_terms, each (n_features, n_samples)."""
+    v = table[:, None] - table[:, labels][..., None]  # zero for the label itself
+    part = p * v
+    moments: list[Tensor] = []
+    cumulants: list[Tensor] = []
+    for m in range(1, n_terms + 1):
+        moments.append(part.sum(2))
+        part = part * v if m < n_terms else part
+        cumulant = moments[-1]
+        for k, earlier in enumerate(cumulants, 1):
+            cumulant = cumulant - math.comb(m - 1, k - 1) * earlier * moments[m - 1 - k]
+        cumulants.append(cumulant)
+    return [each / math.factorial(m) for m, each in enumerate(cumulants, 1)]
 
 
 def _residual(b: Tensor, y: Tensor, ignored: int) -> Tensor:
@@ -254,6 +270,12 @@ def _label_weights(criterion: Any, y: Tensor, kind: torch.dtype) -> Tensor:
     if criterion.weight is None:
         return counts
     return counts * criterion.weight[_labels(y, criterion.ignore_index)].to(kind)
+
+
+def _uneven_weights(b: Tensor, criterion: Any, y: Tensor) -> Tensor | None:
+    """Return the weights of the labels; None where each counts 1."""
+    weights = _label_weights(criterion, y, b.dtype)
+    return None if bool((weights == 1).all()) else weights
 
 
 def _chosen(d: Tensor, labels: Tensor) -> Tensor:

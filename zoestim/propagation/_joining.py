@@ -168,6 +168,8 @@ def _aligned(values: Tensor, n_leading: int, ndim: int) -> Tensor:
 def broadcast(x: Value, shape: torch.Size) -> Slab | Dense:
     """Return the change of a value that is broadcast to a shape."""
     change, ndim = as_block(x), len(shape)
+    if x.base.shape == shape:
+        return change
     if isinstance(change, Slab):
         dim = change.dim + ndim - x.base.ndim
         if x.base.shape[change.dim] == shape[dim]:

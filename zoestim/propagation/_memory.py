@@ -10,6 +10,7 @@ from torch.utils import _pytree as pytree
 
 from zoestim.propagation._change import Change, Dense, Entry, Lanes, RankOne, Slab, Value
 from zoestim.propagation._made import Made
+from zoestim.propagation._pending import Pending
 
 
 def nbytes(value: Any) -> int:
@@ -19,6 +20,8 @@ def nbytes(value: Any) -> int:
         return change.column.nbytes
     if isinstance(change, Made):
         return change.nbytes
+    if isinstance(change, Pending):
+        return change.source.nbytes
     return change.values.nbytes if isinstance(change, Slab | Dense | Lanes) else 0
 
 
@@ -27,6 +30,9 @@ def addresses(value: Any) -> Iterator[int]:
     change = value.change if isinstance(value, Value) else None
     if isinstance(change, Made):
         return
+    if isinstance(change, Pending):
+        yield change.source.untyped_storage().data_ptr()
+        return
     tensor = change.steps if isinstance(change, Entry) else getattr(change, "values", None)
     if tensor is not None:
         yield tensor.untyped_storage().data_ptr()
@@ -34,7 +40,7 @@ def addresses(value: Any) -> Iterator[int]:
 
 def settled(value: Value) -> Value:
     """Compute what is computed when asked, before two ask."""
-    if isinstance(value.change, RankOne):
+    if isinstance(value.change, RankOne | Pending):
         return value.changed(Dense(value.change.values))
     if isinstance(value.change, Made):
         return value.changed(value.change.with_values(value.change.values))

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from functools import partial
 from typing import Any
 
 import torch
@@ -11,6 +12,7 @@ from torch.nn import functional as F
 
 from zoestim.propagation._change import Dense, Entry, Slab, Value
 from zoestim.propagation._made import Made
+from zoestim.propagation._pending import Pending
 from zoestim.propagation._table import Site, rule
 from zoestim.propagation._tiles import tiles
 
@@ -69,22 +71,18 @@ def _clamped(site: Site, x: Value, low: float | None, high: float | None) -> Any
 
     if isinstance(x.change, Made):
         return _clamped_lanes(x, x.change, low, high)
+    if isinstance(x.change, Pending):
+        return x.change.then(partial(_clamp_tile, low, high), *_bounds(x, x.change, low, high))
     return elementwise(x, move)
 
 
 def _clamped_lanes(x: Value, change: Made, low: float | None, high: float | None) -> Made:
     """Clamp each lane as it is made, while it is in the cache."""
-    outside = x.elements(change, _outside, low, high)
-    rooms = [
-        (bound, x.elements(change, _room, low, high, limit))
-        for bound, limit in ((torch.maximum, low), (torch.minimum, high))
-        if limit is not None
-    ]
+    bounds = _bounds(x, change, low, high)
 
     def move(k: int, lane: Tensor) -> None:
-        lane.add_(outside[k if len(outside) > 1 else 0])
-        for bound, room in rooms:
-            bound(lane, room[k if len(room) > 1 else 0], out=lane)
+        beside = (t.narrow(0, k, 1) if len(t) > 1 else t for t in bounds)
+        _clamp_tile(low, high, lane, lane, *beside)
 
     return change.then(move)
 
@@ -99,16 +97,24 @@ def _clamp_step(
 ) -> Tensor:
     """Shift the bounds by c = clamp(b): the change is clamp(d + b - c, low - c, high - c)."""
     moved = torch.empty_like(d) if out is None else out
-    bounds = [x.elements(change, _room, low, high, b) for b in (low, high) if b is not None]
-    for tile, given, outside, *rooms in tiles(
-        moved, d, x.elements(change, _outside, low, high), *bounds
-    ):
-        torch.add(given, outside, out=tile)
-        if low is not None:
-            torch.maximum(tile, rooms[0], out=tile)
-        if high is not None:
-            torch.minimum(tile, rooms[-1], out=tile)
+    for tile, given, *beside in tiles(moved, d, *_bounds(x, change, low, high)):
+        _clamp_tile(low, high, given, tile, *beside)
     return moved
+
+
+def _bounds(x: Value, change: Slab | Dense, low: float | None, high: float | None) -> list[Tensor]:
+    rooms = [x.elements(change, _room, low, high, b) for b in (low, high) if b is not None]
+    return [x.elements(change, _outside, low, high), *rooms]
+
+
+def _clamp_tile(
+    low: float | None, high: float | None, d: Tensor, out: Tensor, outside: Tensor, *rooms: Tensor
+) -> None:
+    torch.add(d, outside, out=out)
+    if low is not None:
+        torch.maximum(out, rooms[0], out=out)
+    if high is not None:
+        torch.minimum(out, rooms[-1], out=out)
 
 
 def _outside(b: Tensor, low: float | None, high: float | None) -> Tensor:
