@@ -56,7 +56,7 @@ def _sum(site: Site, a: Operand, b: Operand, alpha: float) -> Any:
         return first
     for block, other in ((first, last), (last, first)):
         if isinstance(block, Pending) and getattr(other, "strides", None) == block.strides:
-            return block.then(_plus, other.values)
+            return block.plus(other.values)
     both_dense = isinstance(first, Dense) and isinstance(last, Dense)
     if both_dense or alike(blocks):
         for block, other in ((first, last), (last, first)):
@@ -70,10 +70,6 @@ def _sum(site: Site, a: Operand, b: Operand, alpha: float) -> Any:
         full = full.clone()
     last.add_to(full)  # type: ignore[union-attr]
     return Dense(full)
-
-
-def _plus(d: Tensor, out: Tensor, other: Tensor) -> None:
-    torch.add(d, other, out=out)
 
 
 def _block(site: Site, x: Operand, scale: float = 1) -> Slab | Dense:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from typing import Any
 
 import torch
@@ -10,7 +9,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from zoestim.propagation._change import Change, Dense, Entry, Slab, Value, planes_of
-from zoestim.propagation._convolution import Shifts
+from zoestim.propagation._convolution import Shifts, of_bias
 from zoestim.propagation._made import Made, is_large
 from zoestim.propagation._normalization import Normal, affine, moved_by, normalize
 from zoestim.propagation._pending import Pending
@@ -18,7 +17,7 @@ from zoestim.propagation._table import Site, moves, rule
 from zoestim.propagation._tiles import TILE, by_lane
 
 # Columns of a tile: channels are repeated up to so many, since short rows are slow.
-_COLUMNS = 256
+_COLUMNS = 1024
 
 
 @rule(F.batch_norm)
@@ -42,6 +41,8 @@ def batch_norm(
         return _of_input(site, input, given, eps, None if weight is None else weight.base)
     if by_batch and input.change is None and isinstance(getattr(weight, "change", None), Entry):
         return _of_weight(input, weight, eps)  # type: ignore[arg-type]
+    if moves(input, weight) == 0 and isinstance(bias.change, Entry):  # type: ignore[union-attr]
+        return of_bias(site, bias)  # type: ignore[arg-type]
     change = None if input.change is None else _of_input(site, input, given, eps, None)
     z = input.derived(_standardized, *given, eps) if given else input.derived(_normalized, eps)
     return affine(z, change, weight, bias, 1)
@@ -52,14 +53,17 @@ def _of_weight(x: Value, weight: Value, eps: float) -> Slab:
     steps, channels = weight.change.steps, weight.change.indices
     rest = x.base.shape[:1] + x.base.shape[2:]
 
-    def make(k: int, out: Tensor) -> None:
-        torch.mul(z[k if len(z) > 1 else 0], steps[k], out=out[0])
+    def make(k: int, out: Tensor, onto: Tensor | None) -> None:
+        torch.mul(z[k], steps[k], out=out)
+        if onto is not None:
+            out.add_(onto)
 
-    slab: Slab = Made(channels, 1, rest, steps, make)
-    if not is_large(rest, steps):
-        slab = Slab(steps.view(-1, 1, *[1] * len(rest)).expand(-1, 1, *rest), channels, 1)
-    z = slab.of(x.derived(_planes, slab.order, eps).z)
-    return slab if isinstance(slab, Made) else slab.with_values(z * slab.values)
+    if is_large(rest, steps):
+        made = Made(channels, 1, rest, steps, make)
+        z = made.beside(x.derived(_planes, made.order, eps).z)
+        return made
+    slab = Slab(steps.view(-1, 1, *[1] * len(rest)).expand(-1, 1, *rest), channels, 1)
+    return slab.with_values(slab.of(x.derived(_planes, slab.order, eps).z) * slab.values)
 
 
 def _of_input(site: Site, x: Value, given: Any, eps: float, gain: Tensor | None) -> Change:
@@ -108,16 +112,16 @@ def _pixels(x: Tensor, eps: float) -> Normal:
 def _slab_by_batch(site: Site, x: Value, eps: float, gain: Tensor | None) -> Slab:
     change: Slab = x.change
     normal = x.derived(_planes, change.order, eps)
-    z = change.of(normal.z)
     if isinstance(change, Made) and change.moments is not None:
         mean, cross, square = change.moments(normal.z)[..., None].unbind(1)
     else:
-        mean, cross, square = _moments(change.values, z)
+        mean, cross, square = _moments(change.values, change.of(normal.z))
     moved = moved_by(mean, cross, square, change.of(normal.inverse.flatten()))
     moved = moved if gain is None else moved.mul_(change.of(gain))
     moved = moved.to(x.base.dtype)
     if isinstance(change, Made) and is_large(change.rest, change.like):
-        return _made(change, z, moved[..., 0])
+        return _made(change, change.beside(normal.z), moved[..., 0])
+    z = change.of(normal.z)
     scale, slope, shift = moved.view(*moved.shape, *[1] * (change.values.ndim - 2))
     d = change.values
     out = d.mul_(scale) if site.may_overwrite(d) else d * scale
@@ -126,19 +130,28 @@ def _slab_by_batch(site: Site, x: Value, eps: float, gain: Tensor | None) -> Sla
     return change.with_values(out)
 
 
-def _made(change: Made, z: Tensor, moved: Tensor) -> Made:
-    """Return what scales a lane as it is made, while it is in the cache."""
+def _made(change: Made, z: list[Tensor], moved: Tensor) -> Made:
+    """Return what normalises a lane as it is made, while it is in the cache."""
     scale, slope, shift = moved
-    if isinstance(change, Shifts):  # two factors in one pass
-        made = change.make_of(change.steps * scale)
-        change = Made(change.starts, 1, change.rest, change.like, made)
-        scale = None
+    offsets = shift if change.offsets is None else torch.addcmul(shift, change.offsets, scale)
 
-    def move(k: int, lane: Tensor) -> None:
-        lane = lane if scale is None else lane.mul_(scale[k])
-        lane.addcmul_(z[k if len(z) > 1 else 0], slope[k]).add_(shift[k])
+    def make(k: int, out: Tensor, onto: Tensor | None) -> None:
+        change.make(k, out, None)
+        out.mul_(scale[k]).addcmul_(z[k], slope[k])
+        if onto is not None:
+            out.add_(onto)
 
-    return change.then(move)
+    def make_shifted(k: int, out: Tensor, onto: Tensor | None) -> None:
+        if onto is None:
+            torch.mul(z[k], slope[k], out=out)
+        else:
+            torch.addcmul(onto, z[k], slope[k], out=out)
+        out.add_(shifted(k), alpha=factors[k])
+
+    if isinstance(change, Shifts):
+        shifted, factors = change.shifted, (change.steps * scale).tolist()
+        return Made(change.starts, 1, change.rest, change.like, make_shifted, offsets)
+    return Made(change.starts, 1, change.rest, change.like, make, offsets)
 
 
 def _moments(d: Tensor, z: Tensor) -> tuple[Tensor, Tensor, Tensor]:
@@ -157,7 +170,8 @@ def _dense_by_batch(site: Site, x: Value, eps: float, gain: Tensor | None) -> Pe
         values = values.movedim(2, -1).contiguous().movedim(-1, 2)
     normal = x.derived(_pixels, eps)
     n_pixels, n_channels = normal.z.shape
-    repeats = math.gcd(n_pixels, max(1, _COLUMNS // n_channels))
+    most = max(1, _COLUMNS // n_channels)
+    repeats = max(r for r in range(1, most + 1) if n_pixels % r == 0)
     z = normal.z.view(-1, repeats * n_channels)
     d = values.movedim(2, -1).reshape(len(values), *z.shape)
     sums = _sums(d, z).unflatten(-1, (repeats, -1)).sum(-2) / n_pixels

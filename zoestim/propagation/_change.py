@@ -260,9 +260,12 @@ class Value:
         of a slab first. It may write to it.
         """
         if isinstance(change, Slab):
-            planes = self.derived(_planes_of_elements, change.dim, change.order, function, *args)
-            return change.of(planes)
+            return change.of(self.planes(change, function, *args))
         return self.derived(_elements_laid_out, change.strides, function, *args)[None]
+
+    def planes(self, change: Slab, function: Callable[..., Tensor], *args: Any) -> Tensor:
+        """Return :meth:`elements` of all slabs, the changed axis first."""
+        return self.derived(_planes_of_elements, change.dim, change.order, function, *args)
 
 
 def planes_of(base: Tensor, dim: int, order: tuple[int, ...]) -> Tensor:

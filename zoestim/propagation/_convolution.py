@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import itertools
 import math
-from collections.abc import Callable
 from dataclasses import dataclass
 from functools import cached_property
 from typing import Any
@@ -151,7 +150,7 @@ class Shifts(Made):
 
     def __init__(self, x: Value, window: Window, lanes: Tensor, steps: Tensor):
         rest = x.base.shape[0], *window.size
-        super().__init__(lanes[2], 1, rest, steps, self.make_of(steps), self._moments)
+        super().__init__(lanes[2], 1, rest, steps, self.made, None, self._moments)
         for name, value in {"x": x, "window": window, "lanes": lanes, "steps": steps}.items():
             object.__setattr__(self, name, value)
 
@@ -183,14 +182,18 @@ class Shifts(Made):
         )
         return rows.mul_(factors.view(-1, *[1] * (rows.ndim - 1)))[:, None]
 
-    def make_of(self, factors: Tensor) -> Callable[[int, Tensor], Any]:
-        """Return what writes one of the shifted channels, times its factor."""
+    def made(self, k: int, out: Tensor, onto: Tensor | None) -> None:
+        """Write a shifted channel times its step."""
+        channel = self.shifted(k)
+        if onto is None:
+            torch.mul(channel, self.steps[k], out=out)
+        else:
+            torch.addcmul(onto, channel, self.steps[k], out=out)
 
-        def make(k: int, out: Tensor) -> None:
-            channel, tap, _ = self._places[k]
-            torch.mul(self._taps[tap][channel], factors[k], out=out[0, 0])
-
-        return make
+    def shifted(self, k: int) -> Tensor:
+        """Return the shifted channel of lane k, (1, 1, n, *size)."""
+        channel, tap, _ = self._places[k]
+        return self._taps[tap][channel][None, None]
 
     @cached_property
     def _places(self) -> list[list[int]]:

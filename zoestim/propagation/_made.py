@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from functools import cached_property
 from typing import Any
 
@@ -11,6 +11,8 @@ import torch
 from torch import Tensor
 
 from zoestim.propagation._change import Slab
+
+Make = Callable[[int, Tensor, Tensor | None], Any]
 
 # Lanes of at least so many elements are made one by one.
 _LARGE = 2**14
@@ -33,7 +35,10 @@ class Made(Slab):
     like : Tensor
         A tensor of their type and device.
     make : callable
-        ``make(k, out)`` writes lane k to a tensor of shape (1, 1, *rest).
+        ``make(k, out, onto)`` writes lane k less its offset to a tensor of shape (1, 1, *rest),
+        and adds `onto` where that is not None.
+    offsets : Tensor of shape (k,), optional
+        What is to be added to all elements of each lane: to fewer where the largest are taken.
     moments : callable, optional
         ``moments(z)`` returns the means of d, d z and d^2 of each lane, (k, 3), in float64,
         for a z with channels first: where they are known without making any lane.
@@ -41,7 +46,8 @@ class Made(Slab):
 
     rest: tuple[int, ...]
     like: Tensor
-    make: Callable[[int, Tensor], Any]
+    make: Make
+    offsets: Tensor | None
     moments: Callable[[Tensor], Tensor] | None
     width = 1
 
@@ -51,19 +57,31 @@ class Made(Slab):
         dim: int,
         rest: tuple[int, ...],
         like: Tensor,
-        make: Callable[[int, Tensor], Any],
+        make: Make,
+        offsets: Tensor | None = None,
         moments: Callable[[Tensor], Tensor] | None = None,
     ):
-        given = {"starts": starts, "dim": dim, "rest": rest, "like": like}
-        for name, value in (given | {"make": make, "moments": moments}).items():
+        given = {"starts": starts, "dim": dim, "rest": rest, "like": like, "make": make}
+        for name, value in (given | {"offsets": offsets, "moments": moments}).items():
             object.__setattr__(self, name, value)
+
+    def beside(self, planes: Tensor) -> list[Tensor]:
+        """Return the slab that each lane changes of a tensor with the changed axis first."""
+        found = planes[:, None, None].unbind()
+        return [found[start] for start in self.starts.tolist()]
+
+    def write(self, k: int, out: Tensor, onto: Tensor | None = None) -> None:
+        """Write lane k to a tensor of shape (1, 1, *rest), and add `onto`."""
+        self.make(k, out, onto)
+        if self.offsets is not None:
+            out.add_(self.offsets[k])
 
     @cached_property
     def values(self) -> Tensor:  # type: ignore[override]
         """What is added, (k, 1, *rest)."""
         made = self.blank(len(self.starts))
         for k in range(len(made)):
-            self.make(k, made[k : k + 1])
+            self.write(k, made[k : k + 1])
         return made
 
     @property
@@ -81,22 +99,6 @@ class Made(Slab):
         batch, *size = self.rest
         return self.like.new_empty(n_lanes, 1, *size, batch).movedim(-1, 2)
 
-    def then(self, change: Callable[[int, Tensor], Any]) -> Made:
-        """Return the slabs that ``change(k, lane)`` makes of these, in place."""
-
-        def make(k: int, out: Tensor) -> None:
-            self.make(k, out)
-            change(k, out)
-
-        return Made(self.starts, self.dim, self.rest, self.like, make)
-
-    def each(self) -> Iterator[Tensor]:
-        """Give lane after lane, in one piece of memory that may be written to."""
-        scratch = self.blank(1)
-        for k in range(len(self.starts)):
-            self.make(k, scratch)
-            yield scratch
-
 
 def is_large(rest: tuple[int, ...], like: Tensor) -> bool:
     """Return whether lanes are to be made one by one: large ones on a CPU."""
@@ -106,14 +108,15 @@ def is_large(rest: tuple[int, ...], like: Tensor) -> bool:
 def constant(starts: Tensor, dim: int, rest: tuple[int, ...], steps: Tensor) -> Slab:
     """Return slabs each of which holds one number: what an offset adds to its channel."""
 
-    def make(k: int, out: Tensor) -> None:
-        out.copy_(steps[k])
+    def make(k: int, out: Tensor, onto: Tensor | None) -> None:
+        out.copy_(zero if onto is None else onto)
 
     def moments(z: Tensor) -> Tensor:
         d = steps.double()
         means = z.flatten(1).mean(1).double()[starts.to(z.device)]
         return torch.stack([d, d * means, d.square()], 1)
 
+    zero = steps.new_zeros(())
     if is_large(rest, steps):
-        return Made(starts, dim, rest, steps, make, moments)
+        return Made(starts, dim, rest, steps, make, steps, moments)
     return Slab(steps.view(-1, 1, *[1] * len(rest)).expand(-1, 1, *rest), starts, dim)

@@ -77,6 +77,10 @@ class Pending(Dense):
         steps = *self.steps, Step(take, tuple(map(self._as_rows, beside)))
         return Pending(self.source, self.n_columns, self.owned, steps)
 
+    def plus(self, other: Tensor) -> Pending:
+        """Return the sum with a tensor that lies in memory as the source does."""
+        return self.then(_add, other)
+
     def _as_rows(self, tensor: Tensor) -> Tensor:
         if tensor.shape[1:] != self.source.shape[1:]:
             return tensor
@@ -115,3 +119,7 @@ class Pending(Dense):
         for tile in zip(*tiles, strict=True):
             lanes = (t.split(1) if len(t) > 1 else (t,) * n_lanes for t in tile)
             yield from map(list, zip(*lanes, strict=True))
+
+
+def _add(d: Tensor, out: Tensor, other: Tensor) -> None:
+    torch.add(d, other, out=out)

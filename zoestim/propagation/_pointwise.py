@@ -78,13 +78,20 @@ def _clamped(site: Site, x: Value, low: float | None, high: float | None) -> Any
 
 def _clamped_lanes(x: Value, change: Made, low: float | None, high: float | None) -> Made:
     """Clamp each lane as it is made, while it is in the cache."""
-    bounds = _bounds(x, change, low, high)
+    outside = change.beside(x.planes(change, _outside, low, high))
+    rooms = [
+        change.beside(x.planes(change, _room, low, high, bound))
+        for bound in (low, high)
+        if bound is not None
+    ]
 
-    def move(k: int, lane: Tensor) -> None:
-        beside = (t.narrow(0, k, 1) if len(t) > 1 else t for t in bounds)
-        _clamp_tile(low, high, lane, lane, *beside)
+    def make(k: int, out: Tensor, onto: Tensor | None) -> None:
+        change.write(k, out, outside[k])
+        _clamp_to(low, high, out, *(room[k] for room in rooms))
+        if onto is not None:
+            out.add_(onto)
 
-    return change.then(move)
+    return Made(change.starts, change.dim, change.rest, change.like, make)
 
 
 def _clamp_step(
@@ -110,7 +117,10 @@ def _bounds(x: Value, change: Slab | Dense, low: float | None, high: float | Non
 def _clamp_tile(
     low: float | None, high: float | None, d: Tensor, out: Tensor, outside: Tensor, *rooms: Tensor
 ) -> None:
-    torch.add(d, outside, out=out)
+    _clamp_to(low, high, torch.add(d, outside, out=out), *rooms)
+
+
+def _clamp_to(low: float | None, high: float | None, out: Tensor, *rooms: Tensor) -> None:
     if low is not None:
         torch.maximum(out, rooms[0], out=out)
     if high is not None:

@@ -14,6 +14,7 @@ from torch.nn import functional as F
 
 from zoestim.propagation._change import Dense, Slab, Value
 from zoestim.propagation._made import Made
+from zoestim.propagation._pending import Pending
 from zoestim.propagation._pointwise import as_block
 from zoestim.propagation._shape import whole
 from zoestim.propagation._table import Site, rule
@@ -114,16 +115,27 @@ def _largest(site: Site, x: Value, window: _Window) -> Slab | Dense:
         change = _with_values(change, _padded(change.values, edges))
     if window.overlaps:
         return _largest_of_overlapping(site, x, change, window)
-    gap = x.elements(change, _gap, window)
     if isinstance(change, Made):
-        batch, out = change.rest[0], site.out.base
-        values = out.new_empty(len(change.starts), 1, *window.size, batch).movedim(-1, 2)
-        for k, (lane, largest) in enumerate(zip(change.each(), values, strict=True)):
-            lane.add_(gap[k if len(gap) > 1 else 0])
-            largest.copy_(_slide_one(lane, window)[0])
-        return change.with_values(values)
+        return _largest_of_made(change, change.beside(x.planes(change, _gap, window)), window)
+    gap = x.elements(change, _gap, window)
+    if isinstance(change, Pending):
+        return Dense(_slide_one(change.plus(gap).values, window))
     lanes = [_slide(d, below, window) for d, below in by_lane(change.values, gap)]
     return _with_values(change, torch.cat(lanes) if len(lanes) > 1 else lanes[0])
+
+
+def _largest_of_made(change: Made, gap: list[Tensor], window: _Window) -> Made:
+    """Take each lane's largest elements while it is in the cache."""
+    scratch = change.blank(1)
+
+    def make(k: int, out: Tensor, onto: Tensor | None) -> None:
+        change.make(k, scratch, gap[k])
+        _slide_one(scratch, window, out=out)
+        if onto is not None:
+            out.add_(onto)
+
+    rest = *change.rest[: -len(window.size)], *window.size
+    return Made(change.starts, change.dim, rest, change.like, make, change.offsets)
 
 
 def _padded(values: Tensor, edges: Sequence[int]) -> Tensor:
@@ -153,13 +165,15 @@ def _slide(d: Tensor, base: Tensor, window: _Window) -> Tensor:
     return _slide_one(found, window, 1)
 
 
-def _slide_one(found: Tensor, window: _Window, first: int = 0) -> Tensor:
-    """Return the largest element in each window, from one axis on."""
-    for axis in range(first, len(window.size)):
+def _slide_one(found: Tensor, window: _Window, first: int = 0, out: Tensor | None = None) -> Tensor:
+    """Return the largest element in each window, from one axis on; `found` is written to."""
+    n_axes = len(window.size)
+    for axis in range(first, n_axes):
         found, *taps = window.taps(found, axis)
         for k, tap in enumerate(taps):
-            found = torch.maximum(found, tap, out=found if k else None)
-    return found
+            last = axis == n_axes - 1 and k == len(taps) - 1
+            found = torch.maximum(found, tap, out=out if last else found)
+    return found if out is None or found is out else out.copy_(found)
 
 
 def _largest_sum(moved: Iterable[Tensor], bases: Iterable[Tensor]) -> Tensor:
