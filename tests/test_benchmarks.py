@@ -10,7 +10,7 @@ import torch
 
 from benchmarks.speed import gradient, measure, reuse, scaling, stages
 from benchmarks.speed.problems import built, load_case, mlp_problem
-from benchmarks.speed.rivals import AuthorsWorker, Vmapped, double_loop, loop, zoestim
+from benchmarks.speed.rivals import AuthorsWorker, Kept, Vmapped, double_loop, loop, zoestim
 
 QUICK = ["--repeats", "1", "--batch-size", "2"]
 FEW = ["--n-coordinates", "3"]
@@ -64,7 +64,7 @@ def options(**given):
 def test_rivals_estimate_the_same_gradient():
     problem = mlp_problem(3, options()).sample(20, seed=0)
     exact = double_loop(problem)
-    for estimate in (loop, Vmapped(chunk_size=4), zoestim):
+    for estimate in (loop, Vmapped(chunk_size=4), zoestim, Kept(problem)):
         assert gradient.relative_difference(estimate(problem), exact) < 1e-2
 
 

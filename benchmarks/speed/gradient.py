@@ -3,7 +3,9 @@
 The loop and the authors' code do one coordinate after another, so a sample tells what a
 coordinate costs; vmap and zoestim handle coordinates of a layer together, and each larger sample
 is in their favour. How many were timed stands in the table. A sample takes from each layer in
-proportion. Whatever is done once a gradient (the base loss, the trace of the module) is counted.
+proportion. Whatever is done once a gradient (the base loss) is counted. "zoestim" is a step of a
+training, "zoestim, once" a call of `estimate_gradient`, which traces the module and proves its
+folds: a fixed cost, that weighs on a small sample.
 
 `times zoestim` compares the cost of a coordinate. `error` is the largest difference to the loop
 in float64, relative to the largest partial derivative, on the smallest sample.
@@ -35,6 +37,7 @@ from benchmarks.speed.problems import add_options as add_problem_options
 from benchmarks.speed.rivals import (
     AuthorsWorker,
     Estimate,
+    Kept,
     Torchzero,
     Vmapped,
     chunk_sizes,
@@ -63,7 +66,7 @@ def methods(case: Problem, options: argparse.Namespace) -> list[Method]:
     numbers = [n if n is not None else default for n, default in zip(given, defaults, strict=True)]
     ours, batched, slow = (case.sample(n, options.seed) for n in numbers)
     own = replace(slow, module=copy.deepcopy(case.module))  # moved in place
-    found = [Method("zoestim", zoestim, ours)]
+    found = [Method("zoestim", Kept(ours), ours), Method("zoestim, once", zoestim, ours)]
     if "loop" in options.rivals:
         found.append(Method("loop", loop, own))
     if "vmap" in options.rivals:

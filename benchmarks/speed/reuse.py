@@ -17,7 +17,7 @@ from torch import nn
 
 from benchmarks.speed.measure import Runs, add_options, interleaved, print_table, start, write_json
 from benchmarks.speed.problems import Problem, built, images
-from benchmarks.speed.rivals import AuthorsWorker, Estimate, zoestim
+from benchmarks.speed.rivals import AuthorsWorker, Estimate, Kept
 from zoestim.models import ResNet
 
 WITH, WITHOUT = "zoestim, reuse", "zoestim, no reuse"
@@ -110,7 +110,10 @@ def main(arguments: Sequence[str] | None = None) -> list[dict[str, Any]]:
     start(options)
     problem = image_problem(options)
     print(f"{problem.name}, batch {len(problem.X)}, {problem.data}; {options.n_coordinates} each")
-    estimates: dict[str, Estimate] = {WITH: zoestim, WITHOUT: partial(zoestim, feature_reuse=False)}
+    estimates: dict[str, Estimate] = {
+        WITH: Kept(problem),
+        WITHOUT: Kept(problem, feature_reuse=False),
+    }
     if options.deepzero is not None:
         estimates[AUTHORS] = AuthorsWorker(options.deepzero, problem)
     layers = list(enumerate(convolutions(problem.module), 1))[:: options.every]

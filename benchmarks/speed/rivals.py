@@ -20,6 +20,8 @@ from torch.func import functional_call, replace_all_batch_norm_modules_, vmap
 
 from benchmarks.speed.problems import SMOOTHING, Coordinates, Problem
 from zoestim import estimate_gradient
+from zoestim.evaluation import Batch, BatchLoss, Objective, evaluate
+from zoestim.gradients import CoordinateEstimator
 
 Estimate = Callable[[Problem], Tensor]
 
@@ -32,18 +34,41 @@ FOLDED = {
 }
 
 
-def zoestim(problem: Problem, feature_reuse: bool = True) -> Tensor:
-    """Estimate with this package."""
-    estimate = estimate_gradient(
+class Kept:
+    """Keeps what this package learns of the module from step to step, as a training does.
+
+    The first call traces the module, counts costs and proves its folds.
+
+    Parameters
+    ----------
+    problem : Problem
+        On the module and the criterion to keep.
+    feature_reuse : bool, default=True
+        The option of this name.
+    """
+
+    def __init__(self, problem: Problem, feature_reuse: bool = True):
+        loss = BatchLoss(problem.criterion)
+        self.objective = Objective(problem.module, loss, feature_reuse=feature_reuse)
+
+    def __call__(self, problem: Problem, estimator: CoordinateEstimator | None = None) -> Tensor:
+        """Estimate with this package."""
+        estimator = estimator or CoordinateEstimator(SMOOTHING)
+        queries = estimator.queries(self.objective.parameters.flatten(problem.coordinates))
+        found = evaluate(self.objective, Batch(problem.X, problem.y), queries)
+        return estimator.combine(queries, found.base_loss, found.losses).values
+
+
+def zoestim(problem: Problem) -> Tensor:
+    """Estimate with this package, once."""
+    return estimate_gradient(
         problem.module,
         problem.criterion,
         problem.X,
         problem.y,
         smoothing=SMOOTHING,
         coordinates=problem.coordinates,
-        feature_reuse=feature_reuse,
-    )
-    return estimate.gradient.values
+    ).gradient.values
 
 
 @torch.no_grad()

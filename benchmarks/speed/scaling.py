@@ -30,7 +30,7 @@ from benchmarks.speed.problems import (
     resnet_problem,
 )
 from benchmarks.speed.problems import add_options as add_problem_options
-from benchmarks.speed.rivals import zoestim
+from benchmarks.speed.rivals import Kept
 
 Series = tuple[str, list[int], Callable[[int], Problem]]
 
@@ -68,7 +68,7 @@ def measure(name: str, found: Series, options: argparse.Namespace) -> dict[str, 
         problems[str(value)] = (case, case.sample(options.n_coordinates, options.seed))
     calls = {}
     for value, (_, asked) in problems.items():
-        calls[value] = (partial(zoestim, asked), asked.n_coordinates)
+        calls[value] = (partial(Kept(asked), asked), asked.n_coordinates)
     runs = interleaved(calls, options.repeats, options.device)
     rows = [row(value, *problems[value], runs[value]) for value in problems]
     whole = [figures["seconds_full"] for figures in rows]

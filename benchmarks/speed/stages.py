@@ -9,8 +9,7 @@ stages, for the loop (each part timed apart, with a look at the clock around it)
   timed apart and is part of inference;
 - inference: the base loss and one loss for each coordinate. In zoestim, all between the last of
   the queries and the first of the differences: perturbation, memory and bookkeeping included;
-- other: differences and ``.grad``; in zoestim also checks, the copy of the criterion and the
-  trace of the module, which a fit does once and this entry does at each call.
+- other: differences and ``.grad``.
 
 Below it, torch's profiler says which operations zoestim's step spends its CPU time in, alone.
 """
@@ -37,7 +36,7 @@ from benchmarks.speed.problems import (
     load_case,
 )
 from benchmarks.speed.problems import add_options as add_problem_options
-from zoestim import estimate_gradient
+from benchmarks.speed.rivals import Kept
 from zoestim.gradients import CoordinateEstimator
 from zoestim.sparsity import draw_coordinates
 
@@ -118,8 +117,7 @@ class TimedEstimator(CoordinateEstimator):
         self.clock = clock
 
     def queries(self, *arguments: Any) -> Any:
-        """Ask; what came before were checks and the trace."""
-        self.clock.lap("other")
+        """Ask; what came before was the drawing of the set."""
         asked = super().queries(*arguments)
         self.clock.lap("coordinates")
         return asked
@@ -130,20 +128,15 @@ class TimedEstimator(CoordinateEstimator):
         return super().combine(queries, base_loss, losses)
 
 
-def zoestim_step(problem: Problem, n: int, seed: int) -> Clock:
+def zoestim_step(kept: Kept, problem: Problem, n: int, seed: int) -> Clock:
     """Take one step by zoestim, on n coordinates of the set, and return its clock."""
     clock = Clock(str(problem.X.device))
     asked = redrawn(problem, seed).sample(n, seed)
     clock.lap("coordinates")
-    estimate_gradient(
-        problem.module,
-        problem.criterion,
-        problem.X,
-        problem.y,
-        method=TimedEstimator(clock),
-        coordinates=asked.coordinates,
-        set_grad=True,
-    )
+    values = kept(asked, TimedEstimator(clock))
+    at = kept.objective.parameters.flatten(asked.coordinates).to(values.device)
+    flat = values.new_zeros(kept.objective.parameters.size)
+    kept.objective.write_gradient(flat.index_put((at,), values))
     clock.lap("other")
     return clock
 
@@ -223,7 +216,7 @@ def main(arguments: Sequence[str] | None = None) -> list[dict[str, Any]]:
     print(f"{case.name}: {case.n_coordinates:,} coordinates, batch {len(case.X)}; {case.data}")
     moved = replace(case, module=copy.deepcopy(case.module))
     n_ours = options.n_coordinates or case.n_coordinates
-    ours = partial(zoestim_step, case, n_ours)
+    ours = partial(zoestim_step, Kept(case), case, n_ours)
     steps: dict[str, tuple[Step, int]] = {
         "loop": (partial(loop_step, moved, options.n_loop), options.n_loop),
         "zoestim": (ours, n_ours),

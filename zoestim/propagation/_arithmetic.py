@@ -18,6 +18,7 @@ from zoestim.propagation._pending import Pending
 from zoestim.propagation._pointwise import as_block, elementwise, neg
 from zoestim.propagation._shape import permuted, whole
 from zoestim.propagation._table import Site, moves, rule
+from zoestim.propagation._tiles import may_hold
 
 Operand = Value | float
 
@@ -279,7 +280,7 @@ def softmax(site: Site, x: Value, dim: int, dtype: Any = None) -> Any:
     change, moved = _log_softmax_step(x, dim)
     values = torch.expm1(moved).mul_(site.out.part(change))
     large = moved > _LARGE_EXPONENT
-    if _may_hold(large):
+    if may_hold(large):
         values = torch.where(
             large, torch.exp(x.part(change, torch.log_softmax, dim) + moved), values
         )
@@ -300,16 +301,11 @@ def _log_softmax_step(x: Value, dim: int) -> tuple[Slab | Dense, Tensor]:
     d = change.values
     growth = torch.expm1(d).mul_(x.part(change, torch.softmax, dim)).sum(axis, keepdim=True)
     moved, large = torch.log1p(growth), ~(growth.abs() < _LARGE_GROWTH)
-    if _may_hold(large):
+    if may_hold(large):
         b = x.part(change).to(torch.float64)
         after, before = (torch.logsumexp(each, axis, keepdim=True) for each in (b + d, b))
         moved = torch.where(large, (after - before).to(d.dtype), moved)
     return change, d - moved
-
-
-def _may_hold(mask: Tensor) -> bool:
-    """Return whether a mask holds somewhere; on a device, where asking would wait, True."""
-    return mask.device.type != "cpu" or bool(mask.any())
 
 
 def _rows_of_softmax(x: Value, dim: int) -> tuple[Slab | Dense, int]:

@@ -11,6 +11,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from zoestim.propagation._change import RankOne, Slab, Value, rows_of
+from zoestim.propagation._tiles import may_hold
 
 # The series of a rank-one change stops where its next term is below rounding.
 _MAX_TERMS = 20
@@ -119,10 +120,10 @@ def _softplus_step(b: Tensor, d: Tensor) -> Tensor:
 
 def _log1p(growth: Tensor, directly: Callable[[], Tensor]) -> Tensor:
     """Return log(1 + growth), as the difference of two logarithms where the growth is large."""
-    small = growth.abs() < _LARGE
-    if bool(small.all()):
+    large = ~(growth.abs() < _LARGE)
+    if not may_hold(large):
         return torch.log1p(growth)
-    return torch.where(small, torch.log1p(growth), directly().to(growth.dtype))
+    return torch.where(large, directly().to(growth.dtype), torch.log1p(growth))
 
 
 def _likelihood(criterion: nn.NLLLoss, outputs: Value, y: Tensor) -> Tensor | None:
@@ -172,7 +173,8 @@ def _stakes(criterion: nn.CrossEntropyLoss, outputs: Tensor, y: Tensor) -> Tenso
 def _of_labels(outputs: Value, y: Tensor, ignored: int) -> Tensor:
     """Return how cross-entropy without weights changes, where p = softmax(b)."""
     change, labels = outputs.change, _labels(y, ignored)
-    if isinstance(change, RankOne) and outputs.base.ndim == 2:
+    on_host = y.device.type == "cpu"  # whose answers need not be waited for
+    if isinstance(change, RankOne) and outputs.base.ndim == 2 and on_host:
         summed = _of_rank_one(change, outputs, y, ignored)
         if summed is not None:
             return summed

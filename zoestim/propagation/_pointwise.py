@@ -14,7 +14,7 @@ from zoestim.propagation._change import Dense, Entry, Slab, Value
 from zoestim.propagation._made import Made
 from zoestim.propagation._pending import Pending
 from zoestim.propagation._table import Site, rule
-from zoestim.propagation._tiles import tiles
+from zoestim.propagation._tiles import may_hold, tiles
 
 # What an activation is computed in for its difference: f(b + d) - f(b) cancels.
 _EXACT = torch.float64
@@ -226,9 +226,10 @@ def _tanh_step(d: Tensor, t: Tensor, slope: Tensor, base: Callable[[], Tensor]) 
     Its divisor cancels where a large step undoes a large value.
     """
     s = torch.tanh(d)
-    if not bool((s.abs() < _LARGE).all()):
-        return _large_tanh_step(base().to(_EXACT), d.to(_EXACT)).to(d.dtype)
-    return s * slope / (1 + t * s)
+    moved, large = s * slope / (1 + t * s), ~(s.abs() < _LARGE)
+    if not may_hold(large):
+        return moved
+    return torch.where(large, _large_tanh_step(base().to(_EXACT), d.to(_EXACT)).to(d.dtype), moved)
 
 
 def _large_tanh_step(b: Tensor, d: Tensor) -> Tensor:

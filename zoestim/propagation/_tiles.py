@@ -1,4 +1,4 @@
-"""Pieces that stay in the cache while several operations run on them, one after the other."""
+"""What suits the processor: pieces that stay in its cache, and no waiting for a device."""
 
 from __future__ import annotations
 
@@ -8,6 +8,11 @@ from torch import Tensor
 
 # Elements of a tile: with those that lie beside it, they fit into the cache of one core.
 TILE = 2**16
+
+
+def may_hold(mask: Tensor) -> bool:
+    """Return whether a mask holds somewhere; on a device, where asking would wait, True."""
+    return mask.device.type != "cpu" or bool(mask.any())
 
 
 def by_lane(values: Tensor, *others: Tensor) -> Iterator[tuple[Tensor, ...]]:
