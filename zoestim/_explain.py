@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import html
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
@@ -23,7 +23,7 @@ from zoestim.evaluation import (
     measure,
     unchanged_generators,
 )
-from zoestim.propagation import Entry, RankOne, Slab
+from zoestim.propagation import Entry, RankOne
 
 _HEADINGS = (
     *("parameter", "shape", "ratio", "cut", "live set", "nodes"),
@@ -176,14 +176,22 @@ def explain(
     inputs = as_input(X, module)
     with torch.no_grad(), unchanged_generators(inputs.device):
         program, done = objective.base(Batch(inputs, inputs))
-        forward = Cost(*counted(lambda: program.run(inputs.clone())), ())
         propagation = Propagation(program, done, objective.ways)
+        forward = _of_forward(propagation, inputs)
         ratios = layer_ratios or {}
         layers = tuple(
             _layer(propagation, name, value, ratios.get(name, 1.0), forward)
             for name, value in objective.theta().items()
         )
     return Explanation(layers, objective.reuse)
+
+
+def _of_forward(propagation: Propagation, inputs: torch.Tensor) -> Cost:
+    program = propagation.program
+    cost = assumed(list(propagation.done.values.values()))
+    if program.boxes(program.nodes):  # asking them once more would be paid for
+        return cost
+    return replace(cost, flops=counted(lambda: program.run(inputs.clone())))
 
 
 def _layer(
@@ -228,11 +236,11 @@ def _path(cost: Cost) -> str:
 
 def _form(visit: Visit) -> str:
     """Return how much of a value changes, in words."""
-    if visit.name == "output" or visit.change is None or not visit.shape:
+    if visit.name == "output" or visit.kind is None or not visit.shape:
         return ""
-    if isinstance(visit.change, Slab):
-        what = "features" if visit.change.dim == len(visit.shape) - 1 else "channels"
-        form = f"{visit.change.width} of {visit.shape[visit.change.dim]} {what}"
+    if visit.dim is not None:
+        what = "features" if visit.dim == len(visit.shape) - 1 else "channels"
+        form = f"{visit.width} of {visit.shape[visit.dim]} {what}"
     else:
-        form = "all, rank one" if isinstance(visit.change, RankOne) else "all"
+        form = "all, rank one" if visit.kind is RankOne else "all"
     return form if visit.by_rule else f"{form}, run itself"

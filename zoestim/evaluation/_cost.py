@@ -10,7 +10,6 @@ from typing import Any
 import torch
 from torch import Tensor
 from torch.utils import _pytree as pytree
-from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils.flop_counter import FlopCounterMode
 
 from zoestim.evaluation._plan import FoldSize
@@ -38,15 +37,17 @@ class Cost:
     ----------
     flops : int
         Floating-point operations of matrix products and convolutions.
-    bytes : int
-        Bytes that all operations read and write.
     visits : tuple of Visit
         What became of the change at each node that is run.
     """
 
     flops: int
-    bytes: int
     visits: tuple[Visit, ...]
+
+    @property
+    def bytes(self) -> int:
+        """Bytes moved: what changes at each node is written, and read beside the unperturbed."""
+        return 3 * sum(self.sizes)
 
     @property
     def peak(self) -> int:
@@ -64,21 +65,6 @@ class Cost:
         return self.bytes + self.flops // FLOPS_PER_BYTE
 
 
-class _ByteCounter(TorchDispatchMode):
-    """Adds up the bytes that operations read and write; views cost nothing."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.total = 0
-
-    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
-        result = func(*args, **(kwargs or {}))
-        if not func.is_view:
-            leaves = pytree.tree_leaves((args, kwargs, result))
-            self.total += sum(leaf.nbytes for leaf in leaves if isinstance(leaf, Tensor))
-        return result
-
-
 def measure(propagation: Propagation, changes: Mapping[str, Entry | Dense]) -> Cost:
     """Return the cost of one lane, by running it.
 
@@ -93,17 +79,17 @@ def measure(propagation: Propagation, changes: Mapping[str, Entry | Dense]) -> C
     visits: list[Visit] = []
     propagation.visits = visits
     try:
-        flops, nbytes = counted(lambda: propagation.run(changes))
+        flops = counted(lambda: propagation.run(changes))
     finally:
         propagation.visits = None
-    return Cost(flops, nbytes, tuple(visits))
+    return Cost(flops, tuple(visits))
 
 
-def counted(function: Callable[[], Any]) -> tuple[int, int]:
-    """Return how many operations a function does, and how many bytes it reads and writes."""
-    with FlopCounterMode(display=False) as flops, _ByteCounter() as moved:
+def counted(function: Callable[[], Any]) -> int:
+    """Return how many floating-point operations a function does."""
+    with FlopCounterMode(display=False) as flops:
         function()
-    return flops.get_total_flops(), moved.total
+    return flops.get_total_flops()
 
 
 def assumed(values: list[Any]) -> Cost:
@@ -112,8 +98,8 @@ def assumed(values: list[Any]) -> Cost:
         sum(leaf.nbytes for leaf in pytree.tree_leaves(value) if isinstance(leaf, Tensor))
         for value in values
     )
-    visits = (Visit("", (), None, False, size, sum(sizes)) for size in sizes)
-    return Cost(0, 2 * sum(sizes), tuple(visits))
+    visits = (Visit("", (), None, None, None, False, size, sum(sizes)) for size in sizes)
+    return Cost(0, tuple(visits))
 
 
 def fold_size(cost: Cost, memory_budget: int) -> FoldSize:

@@ -57,8 +57,10 @@ class Visit(NamedTuple):
         The module's name, or that of the node.
     shape : tuple of int
         The shape of its result, or of the first of them.
-    change : Change or None
-        The change of its result, or of the first of them.
+    kind : type or None
+        That of the change of its result, or of the first of them.
+    width, dim : int or None
+        Of a slab, how many positions change, and along which axis.
     by_rule : bool
         Whether a rule gave it, rather than the operation itself at the changed values.
     nbytes : int
@@ -69,7 +71,9 @@ class Visit(NamedTuple):
 
     name: str
     shape: tuple[int, ...]
-    change: Change | None
+    kind: type | None
+    width: int | None
+    dim: int | None
     by_rule: bool
     nbytes: int
     alive: int
@@ -151,8 +155,10 @@ class Propagation:
         first = values[0] if values else Value(torch.empty(0))
         name = str(node.target) if node.op == "call_module" else node.name
         ruled = node not in self._ran and node.op not in ("get_attr", "output")
+        kind = None if first.change is None else type(first.change)
+        form = (kind, getattr(first.change, "width", None), getattr(first.change, "dim", None))
         shape, alive = tuple(first.base.shape), sum(sizes.values())
-        return Visit(name, shape, first.change, ruled, sizes[node], alive)
+        return Visit(name, shape, *form, ruled, sizes[node], alive)
 
     def _share(self, node: fx.Node, value: Any) -> Any:
         """Protect what several nodes read from being written to."""
