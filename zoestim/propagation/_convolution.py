@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import itertools
 import math
-from dataclasses import dataclass
 from functools import cached_property
 from typing import Any
 
@@ -15,72 +13,18 @@ from torch.nn import functional as F
 from zoestim.propagation._change import Change, Dense, Entry, Slab, Value, rows_of
 from zoestim.propagation._made import Made, constant, is_large
 from zoestim.propagation._table import Site, moves, rule
+from zoestim.propagation._window import Window, each_axis
 
 _CHANNELS_LAST = {4: torch.channels_last, 5: torch.channels_last_3d}
 
 
-@dataclass(frozen=True)
-class Window:
-    """How a convolution moves over its input, a number for each spatial axis.
-
-    Parameters
-    ----------
-    kernel, stride, dilation, padding : tuple of int
-        As torch names them; the padding is that before the first element.
-    size : tuple of int
-        The size of the output.
-    """
-
-    kernel: tuple[int, ...]
-    stride: tuple[int, ...]
-    dilation: tuple[int, ...]
-    padding: tuple[int, ...]
-    size: tuple[int, ...]
-
-    @property
-    def reach(self) -> tuple[int, ...]:
-        """How many elements of the padded input are met along each axis."""
-        return tuple(
-            stride * (size - 1) + dilation * (kernel - 1) + 1
-            for kernel, stride, dilation, size in zip(
-                self.kernel, self.stride, self.dilation, self.size, strict=True
-            )
-        )
-
-    def taps(self, padded: Tensor) -> list[Tensor]:
-        """Return, for each element of the kernel, the view of a padded input that it meets."""
-        return [
-            padded[(Ellipsis, *map(self._slice, tap, range(len(tap))))]  # type: ignore[index]
-            for tap in itertools.product(*map(range, self.kernel))
-        ]
-
-    def _slice(self, offset: int, axis: int) -> slice:
-        first, step = offset * self.dilation[axis], self.stride[axis]
-        return slice(first, first + step * (self.size[axis] - 1) + 1, step)
-
-    def pad(self, x: Tensor) -> Tensor:
-        """Pad the spatial axes with zeros; what 'same' adds beyond that is at the end."""
-        edges: list[int] = []
-        for axis in range(len(self.kernel)):
-            before = self.padding[axis]
-            after = max(0, self.reach[axis] - before - x.shape[axis - len(self.kernel)])
-            edges = [before, after, *edges]
-        return F.pad(x, edges) if any(edges) else x
-
-
 def _window(weight: Tensor, out: Tensor, stride: Any, padding: Any, dilation: Any) -> Window:
-    kernel = tuple(weight.shape[2:])
-    stride, dilation = each_axis(stride, kernel), each_axis(dilation, kernel)
+    kernel, n_axes = tuple(weight.shape[2:]), weight.ndim - 2
+    stride, dilation = each_axis(stride, n_axes), each_axis(dilation, n_axes)
     if padding == "same":  # torch puts the odd element at the end
         padding = tuple(d * (k - 1) // 2 for d, k in zip(dilation, kernel, strict=True))
-    padding = each_axis(0 if padding == "valid" else padding, kernel)
+    padding = each_axis(0 if padding == "valid" else padding, n_axes)
     return Window(kernel, stride, dilation, padding, tuple(out.shape[2:]))
-
-
-def each_axis(given: Any, kernel: tuple[int, ...]) -> tuple[int, ...]:
-    """Return a setting as one number for each axis of the kernel."""
-    numbers = (given,) if isinstance(given, int) else tuple(given)
-    return numbers * len(kernel) if len(numbers) == 1 else numbers
 
 
 def _convolution(

@@ -4,8 +4,6 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Iterable, Sequence
-from dataclasses import dataclass
-from functools import cached_property
 from typing import Any
 
 import torch
@@ -19,72 +17,20 @@ from zoestim.propagation._pointwise import as_block
 from zoestim.propagation._shape import whole
 from zoestim.propagation._table import Site, rule
 from zoestim.propagation._tiles import by_lane
+from zoestim.propagation._window import Window, each_axis
 
 # Elements of a kernel up to which sums of shifted planes are faster than torch's own average.
 _SMALL = 9
 
 
-@dataclass(frozen=True)
-class _Window:
-    """How a window moves over the trailing axes, a number for each of them."""
-
-    kernel: tuple[int, ...]
-    stride: tuple[int, ...]
-    padding: tuple[int, ...]
-    dilation: tuple[int, ...]
-    size: tuple[int, ...]  # of the output
-
-    @property
-    def overlaps(self) -> bool:
-        """Whether an element may be in several windows, or windows leave gaps."""
-        return self.kernel != self.stride or any(d != 1 for d in self.dilation)
-
-    def edges(self, shape: Sequence[int]) -> list[int]:
-        """Return how much is to be added around some trailing axes, as F.pad takes it."""
-        edges: list[int] = []
-        for axis, length in enumerate(shape):
-            before = self.padding[axis]
-            reach = (self.size[axis] - 1) * self.stride[axis]
-            reach += (self.kernel[axis] - 1) * self.dilation[axis] + 1
-            edges = [before, max(0, reach - before - length), *edges]
-        return edges
-
-    def taps(self, padded: Tensor, axis: int) -> list[Tensor]:
-        """Return, for each element of the kernel along one axis, the view that it meets."""
-        return [padded[at] for at in self._indices[axis]]
-
-    @cached_property
-    def _indices(self) -> list[list[tuple[Any, ...]]]:
-        """For each axis, the indices of the views."""
-        found = []
-        for axis, n_trailing in enumerate(range(len(self.size) - 1, -1, -1)):
-            length = (self.size[axis] - 1) * self.stride[axis] + 1
-            starts = range(0, self.kernel[axis] * self.dilation[axis], self.dilation[axis])
-            slices = [slice(start, start + length, self.stride[axis]) for start in starts]
-            found.append([(..., s, *[slice(None)] * n_trailing) for s in slices])
-        return found
-
-    def all_taps(self, padded: Tensor) -> list[Tensor]:
-        """Return, for each element of the kernel, the view that it meets."""
-        views = [padded]
-        for axis in range(len(self.size)):
-            views = [tap for view in views for tap in self.taps(view, axis)]
-        return views
-
-
-def _each(given: Any, n_axes: int) -> tuple[int, ...]:
-    numbers = (given,) if isinstance(given, int) else tuple(given)
-    return numbers * n_axes if len(numbers) == 1 else numbers
-
-
 def _window(
     out: Tensor, n_axes: int, kernel: Any, stride: Any, padding: Any, dilation: Any = 1
-) -> _Window:
+) -> Window:
     stride = kernel if stride in (None, (), []) else stride
     kernel, stride, padding, dilation = (
-        _each(numbers, n_axes) for numbers in (kernel, stride, padding, dilation)
+        each_axis(numbers, n_axes) for numbers in (kernel, stride, padding, dilation)
     )
-    return _Window(kernel, stride, padding, dilation, tuple(out.shape[-n_axes:]))
+    return Window(kernel, stride, dilation, padding, tuple(out.shape[-n_axes:]))
 
 
 def _block(x: Value, n_axes: int) -> Slab | Dense:
@@ -102,7 +48,7 @@ def _with_values(block: Slab | Dense, values: Tensor) -> Slab | Dense:
 # --- The largest element
 
 
-def _largest(site: Site, x: Value, window: _Window) -> Slab | Dense:
+def _largest(site: Site, x: Value, window: Window) -> Slab | Dense:
     """Return the change of the largest element of each window, max(b + d) - max(b).
 
     The distance of an element from the largest one of its window takes the place of b: then
@@ -124,7 +70,7 @@ def _largest(site: Site, x: Value, window: _Window) -> Slab | Dense:
     return _with_values(change, torch.cat(lanes) if len(lanes) > 1 else lanes[0])
 
 
-def _largest_of_made(change: Made, gap: list[Tensor], window: _Window) -> Made:
+def _largest_of_made(change: Made, gap: list[Tensor], window: Window) -> Made:
     """Take each lane's largest elements while it is in the cache."""
     scratch = change.blank(1)
 
@@ -143,33 +89,33 @@ def _padded(values: Tensor, edges: Sequence[int]) -> Tensor:
     return F.pad(values.flatten(0, 1), edges).unflatten(0, values.shape[:2])
 
 
-def _padded_base(b: Tensor, window: _Window) -> Tensor:
-    return F.pad(b, window.edges(b.shape[-len(window.size) :]), value=-math.inf)
+def _padded_base(b: Tensor, window: Window) -> Tensor:
+    return window.pad(b, -math.inf)
 
 
-def _gap(b: Tensor, window: _Window) -> Tensor:
+def _gap(b: Tensor, window: Window) -> Tensor:
     """Return by how much each element is below the largest one of its window."""
     padded = _padded_base(b, window)
     largest = _slide(b.new_zeros(()).expand(padded.shape), padded, window)
-    for tap in window.all_taps(padded):
+    for tap in window.taps(padded):
         tap -= largest
     return padded
 
 
-def _slide(d: Tensor, base: Tensor, window: _Window) -> Tensor:
+def _slide(d: Tensor, base: Tensor, window: Window) -> Tensor:
     """Return the largest element of base + d in each window: along one axis, then the next.
 
     Much faster than torch's own maximum over one plane after the other.
     """
-    found = _largest_sum(window.taps(d, 0), window.taps(base, 0))
+    found = _largest_sum(window.along(d, 0), window.along(base, 0))
     return _slide_one(found, window, 1)
 
 
-def _slide_one(found: Tensor, window: _Window, first: int = 0, out: Tensor | None = None) -> Tensor:
+def _slide_one(found: Tensor, window: Window, first: int = 0, out: Tensor | None = None) -> Tensor:
     """Return the largest element in each window, from one axis on; `found` is written to."""
     n_axes = len(window.size)
     for axis in range(first, n_axes):
-        found, *taps = window.taps(found, axis)
+        found, *taps = window.along(found, axis)
         for k, tap in enumerate(taps):
             last = axis == n_axes - 1 and k == len(taps) - 1
             found = torch.maximum(found, tap, out=out if last else found)
@@ -189,11 +135,11 @@ def _largest_sum(moved: Iterable[Tensor], bases: Iterable[Tensor]) -> Tensor:
 
 
 def _largest_of_overlapping(
-    site: Site, x: Value, padded: Slab | Dense, window: _Window
+    site: Site, x: Value, padded: Slab | Dense, window: Window
 ) -> Slab | Dense:
-    moved = window.all_taps(padded.values)
+    moved = window.taps(padded.values)
     largest = site.out.part(_with_values(padded, torch.empty_like(moved[0])))
-    bases = window.all_taps(x.part(padded, _padded_base, window))
+    bases = window.taps(x.part(padded, _padded_base, window))
     return _with_values(padded, _largest_sum(moved, (base - largest for base in bases)))
 
 
@@ -235,7 +181,7 @@ def _adaptive_max_pool(n_axes: int) -> Callable[..., Any]:
     return adaptive_max_pool
 
 
-def _even_window(x: Tensor, out: Tensor, n_axes: int) -> _Window | None:
+def _even_window(x: Tensor, out: Tensor, n_axes: int) -> Window | None:
     """Return the window of adaptive pooling, where the input is a multiple of the output."""
     old, new = x.shape[-n_axes:], out.shape[-n_axes:]
     if any(length % size for length, size in zip(old, new, strict=True)):
@@ -252,7 +198,7 @@ rule(F.adaptive_max_pool3d)(_adaptive_max_pool(3))
 # --- The average
 
 
-def _averaged(x: Value, window: _Window | None, n_axes: int, pool: Any) -> Slab | Dense:
+def _averaged(x: Value, window: Window | None, n_axes: int, pool: Any) -> Slab | Dense:
     """Return the average of d by the fastest way.
 
     ``pool`` is torch's own, and the only way without a window: with padding, torch pools what
@@ -266,7 +212,7 @@ def _averaged(x: Value, window: _Window | None, n_axes: int, pool: Any) -> Slab 
         # Torch is slow on planes, and fast where channels are last in memory.
         if values.stride(-1) == 1 and math.prod(window.kernel) <= _SMALL:
             for axis in range(n_axes):
-                taps = window.taps(values, axis)
+                taps = window.along(values, axis)
                 values = sum(taps[1:], taps[0])
             return _with_values(change, values / math.prod(window.kernel))
     n_folded = values.ndim - n_axes - 1

@@ -9,8 +9,9 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from zoestim.propagation._change import Change, Dense, Entry, Slab, Value
-from zoestim.propagation._convolution import Window, each_axis, of_bias
+from zoestim.propagation._convolution import of_bias
 from zoestim.propagation._table import Site, moves, rule
+from zoestim.propagation._window import Window, each_axis
 
 _FUNCTIONS = {3: F.conv_transpose1d, 4: F.conv_transpose2d, 5: F.conv_transpose3d}
 
@@ -47,7 +48,9 @@ def _of_weight(site: Site, x: Value, weight: Value, settings: Any) -> Any:
     if not isinstance(change, Entry):
         return NotImplemented
     kernel, size = tuple(weight.base.shape[2:]), tuple(x.base.shape[2:])
-    stride, dilation, padding = (each_axis(given, kernel) for given in (stride, dilation, padding))
+    stride, dilation, padding = (
+        each_axis(given, len(kernel)) for given in (stride, dilation, padding)
+    )
     window = Window(kernel, stride, dilation, padding, size)
     n_out, n_taps = weight.base.shape[1], weight.base[0, 0].numel()
     channel, tap = change.indices // (n_out * n_taps), change.indices % n_taps
