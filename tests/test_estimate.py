@@ -415,6 +415,14 @@ LINEAR = case_of("linear")
             ValueError,
             r"precision must be one of .*'bfloat16'\]; got 'float16'\.",
         ),
+        *(
+            (
+                {"memory_budget": budget},
+                ValueError,
+                rf"memory_budget must be an integer of at least 1, in bytes; got {budget!r}\.",
+            )
+            for budget in (0, -1, 1e9, "1GB")
+        ),
         (
             {"coordinates": {"weigth": [0]}},
             ValueError,

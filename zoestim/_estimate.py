@@ -5,6 +5,7 @@ from __future__ import annotations
 import copy
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
+from numbers import Integral
 from typing import Any
 
 import numpy as np
@@ -157,6 +158,12 @@ def estimate_gradient(
     {'weight': (2, 3), 'bias': (2,)}
     """
     _check_module(module)
+    if memory_budget is not None and not (
+        isinstance(memory_budget, Integral) and memory_budget > 0
+    ):
+        raise ValueError(
+            f"memory_budget must be an integer of at least 1, in bytes; got {memory_budget!r}."
+        )
     given, module = module, _converted(module, precision)
     like = first_parameter(module)
     loss = BatchLoss(copy.deepcopy(criterion)).to(like)  # class weights in the module's type

@@ -41,7 +41,7 @@ class Made(Slab):
         What is to be added to all elements of each lane: to fewer where the largest are taken.
     moments : callable, optional
         ``moments(z)`` returns the means of d, d z and d^2 of each lane, (k, 3), in float64,
-        for a z with channels first: where they are known without making any lane.
+        for a z of mean zero with channels first: where they are known without making any lane.
     """
 
     rest: tuple[int, ...]
@@ -113,8 +113,7 @@ def constant(starts: Tensor, dim: int, rest: tuple[int, ...], steps: Tensor) -> 
 
     def moments(z: Tensor) -> Tensor:
         d = steps.double()
-        means = z.flatten(1).mean(1).double()[starts.to(z.device)]
-        return torch.stack([d, d * means, d.square()], 1)
+        return torch.stack([d, torch.zeros_like(d), d.square()], 1)
 
     zero = steps.new_zeros(())
     if is_large(rest, steps):
