@@ -27,6 +27,15 @@ def mean_error(outputs: Tensor, y: Tensor) -> Tensor:
     return each_error(outputs, y).mean()
 
 
+@pytest.mark.parametrize("name", ["cross_entropy", "mse_loss", "huber_loss", "l1_loss"])
+def test_a_function_of_torch_counts_as_its_criterion(name: str):
+    y = LABELS if name == "cross_entropy" else NUMBERS
+    found = BatchLoss(getattr(nn.functional, name))
+    assert isinstance(found.criterion, nn.Module)
+    assert found(OUTPUTS, y) == getattr(nn.functional, name)(OUTPUTS, y)
+    assert found(OUTPUTS, (y, WEIGHT)).isfinite()
+
+
 @pytest.mark.parametrize(
     ("criterion", "expected"),
     [

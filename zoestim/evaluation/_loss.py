@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Callable
+from types import FunctionType
 from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.nn import functional as F
 
 from zoestim.propagation import Dense, Value, mean_divisor, sample_changes
 
@@ -20,6 +22,20 @@ _ELEMENTWISE = (
     nn.PoissonNLLLoss,
     nn.SmoothL1Loss,
 )
+
+
+# Functions that are criteria at their defaults.
+_CRITERIA: dict[Any, type[nn.Module]] = {
+    F.binary_cross_entropy: nn.BCELoss,
+    F.binary_cross_entropy_with_logits: nn.BCEWithLogitsLoss,
+    F.cross_entropy: nn.CrossEntropyLoss,
+    F.huber_loss: nn.HuberLoss,
+    F.l1_loss: nn.L1Loss,
+    F.mse_loss: nn.MSELoss,
+    F.nll_loss: nn.NLLLoss,
+    F.poisson_nll_loss: nn.PoissonNLLLoss,
+    F.smooth_l1_loss: nn.SmoothL1Loss,
+}
 
 
 class BatchLoss(nn.Module):
@@ -49,7 +65,8 @@ class BatchLoss(nn.Module):
                 f"criterion must be a callable (outputs, y) -> loss; got {criterion!r}. Pass an "
                 "instance such as torch.nn.MSELoss(), or a function."
             )
-        self.criterion = criterion
+        known = _CRITERIA.get(criterion) if isinstance(criterion, FunctionType) else None
+        self.criterion: Any = criterion if known is None else known()
 
     def forward(self, outputs: Any, target: Any) -> Tensor:
         """Return the loss; `target` is y, or the pair of y and sample weights."""
@@ -120,7 +137,7 @@ class BatchLoss(nn.Module):
                 "class_weight cannot weigh; expected 'mean' or 'none'."
             )
         unreduced = copy.copy(self.criterion)
-        unreduced.reduction = "none"  # type: ignore[attr-defined]
+        unreduced.reduction = "none"
         return unreduced
 
     def _class_weights(self, y: Tensor) -> Tensor | None:
