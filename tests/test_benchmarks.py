@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from benchmarks.speed import gradient, measure, reuse, scaling, stages
+from benchmarks.speed import gradient, measure, memory, reuse, scaling, stages
 from benchmarks.speed.problems import built, load_case, mlp_problem
 from benchmarks.speed.rivals import AuthorsWorker, Kept, Vmapped, double_loop, loop, zoestim
 
@@ -66,6 +66,14 @@ def test_rivals_estimate_the_same_gradient():
     exact = double_loop(problem)
     for estimate in (loop, Vmapped(chunk_size=4), zoestim, Kept(problem)):
         assert gradient.relative_difference(estimate(problem), exact) < 1e-2
+
+
+def test_memory_is_measured_within_a_budget():
+    asked = options(case="mlp", data=None)
+    row = memory.row(asked, (3, 1))
+    assert row["coordinates"] == 3
+    assert row["before MiB"] > 0
+    assert 0 <= row["grown MiB"] < row["before MiB"]
 
 
 def test_loop_puts_every_parameter_back():
