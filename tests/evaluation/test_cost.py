@@ -1,5 +1,7 @@
 """What a query costs, counted by hand; how many go together; shares of equal work, Eq. (5)."""
 
+import itertools
+
 import pytest
 import torch
 from hypothesis import given
@@ -36,7 +38,7 @@ def cost_of(propagation: Propagation, name: str) -> Cost:
 def mlp(*sizes: int) -> Propagation:
     """Linear layers with ReLU between them."""
     layers: list[nn.Module] = []
-    for n_in, n_out in zip(sizes, sizes[1:], strict=False):
+    for n_in, n_out in itertools.pairwise(sizes):
         layers += [nn.Linear(n_in, n_out), nn.ReLU()]
     return propagation_of(nn.Sequential(*layers[:-1]), N, sizes[0])
 
