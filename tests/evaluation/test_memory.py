@@ -227,7 +227,7 @@ def recorded(monkeypatch) -> Iterator[list[Ran]]:
     run, folds = Propagation.run, []
 
     def recording(self: Propagation, changes: Any, fold: Any = None) -> Any:
-        if self.visits is not None or fold is None and n_lanes(changes) == 1:
+        if self.visits is not None or (fold is None and n_lanes(changes) == 1):
             return run(self, changes, fold)
         self.visits = []
         try:
