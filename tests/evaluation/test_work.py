@@ -11,6 +11,7 @@ from zoestim.evaluation import Batch, Cost, Objective, Propagation, Visit, count
 from zoestim.evaluation._program import Program
 from zoestim.models import MLP, DnCNN, SimpleCNN, resnet20
 from zoestim.propagation import Dense, Entry, RankOne, Slab
+from zoestim.propagation._pending import Pending
 
 N, SIZE, IN, MIDDLE, OUT = 6, 8, 3, 4, 5  # images, pixels a side, channels
 DOUBLE = 8  # bytes
@@ -218,12 +219,20 @@ def test_every_node_of_a_resnet_has_a_rule(training: bool):
     assert {visit.name for visit in visits if not visit.by_rule} == {"output"}
 
 
-def test_a_resnet_moves_one_channel_within_a_block_and_all_behind_its_second_convolution():
-    found = forms(cost_of(resnet20(), images(2).float(), "layer2.1.conv1.weight"))
-    names = list(found)
-    assert names[:3] == ["layer2.1.conv1", "layer2.1.bn1", "relu_9"]
-    assert [found[name] for name in names[:3]] == [CHANNEL] * 3
-    assert not any(isinstance(found[name], tuple) for name in names[3:])
+@pytest.fixture(scope="module")
+def forms_of_a_resnet() -> dict[str, Any]:
+    return forms(cost_of(resnet20(), images(2).float(), "layer2.1.conv1.weight"))
+
+
+def test_a_resnet_moves_one_channel_up_to_the_second_convolution_of_a_block(forms_of_a_resnet):
+    single = [name for name, found in forms_of_a_resnet.items() if found == CHANNEL]
+    assert single == ["layer2.1.conv1", "layer2.1.bn1", "relu_9"]
+    assert forms_of_a_resnet["pad_1"] == (32, 1)  # the shortcut's new channels never change
+
+
+def test_a_resnet_takes_the_last_steps_of_a_block_together(forms_of_a_resnet):
+    together = [name for name, found in forms_of_a_resnet.items() if found is Pending]
+    assert together[:5] == ["layer2.1.bn2", "add_4", "layer2.2.bn1", "relu_11", "layer2.2.bn2"]
 
 
 # --- What a query does not run
