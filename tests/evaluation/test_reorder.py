@@ -104,7 +104,7 @@ def test_lines_and_volumes_are_exchanged(n_axes: int):
     assert torch.equal(exchanged(module, x), module(x))
 
 
-def test_a_pooling_passes_all_that_rises_before_it_one():
+def test_each_pooling_passes_the_function_before_it():
     module = nn.Sequential(nn.ReLU(), nn.MaxPool2d(2), nn.ReLU6(), nn.MaxPool2d(2))
     assert nodes(module) == ["MaxPool2d", "ReLU", "MaxPool2d", "ReLU6"]
     x = images(2, 3, 8, 8)

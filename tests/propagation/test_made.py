@@ -84,6 +84,26 @@ def test_without_statistics_of_the_batch(
     torch.testing.assert_close(found.expand_as(expected), expected, rtol=1e-9, atol=1e-12)
 
 
+LAYOUTS = {
+    "channels last": lambda x: x.contiguous(memory_format=torch.channels_last),
+    "batch last": lambda x: x.movedim(0, -1).contiguous().movedim(-1, 0),
+    "one for all": lambda x: x[:1].expand(3, -1, -1, -1),
+    "flipped axes": lambda x: x.transpose(2, 3).contiguous().transpose(2, 3),
+    "one image": lambda x: x[:1],
+}
+
+
+@each_way
+@each_parameter
+@pytest.mark.parametrize("layout", LAYOUTS)
+def test_inputs_that_lie_otherwise_in_memory(layout: str, name: str, large: int, monkeypatch):
+    monkeypatch.setattr(LARGE, large)
+    layers = nn.Conv2d(2, 3, 3, 2, 1), nn.BatchNorm2d(3), nn.ReLU(), nn.MaxPool2d(2)
+    module, X = seeded(nn.Sequential(*layers)), LAYOUTS[layout](normal(3, 2, 9, 8, seed=7))
+    found, expected = differences(module, X, name, some_of(module, name))
+    torch.testing.assert_close(found.expand_as(expected), expected, rtol=1e-9, atol=1e-12)
+
+
 @each_way
 @each_parameter
 @pytest.mark.parametrize("n_axes", [1, 3])

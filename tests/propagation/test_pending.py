@@ -150,6 +150,15 @@ def test_operations_behind_the_normalisation_of_all_channels(
 
 
 @each_tile
+@pytest.mark.parametrize("shape", [(2, 1030, 2, 1), (1, 3, 7, 1), (7, 1, 1, 1), (3, 5, 4)], ids=str)
+def test_any_number_of_channels_and_pixels(shape: tuple[int, ...], tile: int, monkeypatch):
+    monkeypatch.setattr(TILE, tile)
+    normed = applied(dense(normal(*shape), 2), "normalise")
+    assert isinstance(normed.change, Pending)
+    applied(applied(normed, "relu"), "hardtanh")
+
+
+@each_tile
 @pytest.mark.parametrize("lanes", [1, 3])
 @pytest.mark.parametrize("kind", ["moved alike", "laid out otherwise", "one channel", "constant"])
 def test_what_is_added_to_pending_steps(kind: str, lanes: int, tile: int, monkeypatch):
