@@ -162,7 +162,8 @@ def estimate_gradient(
         isinstance(memory_budget, Integral) and memory_budget > 0
     ):
         raise ValueError(
-            f"memory_budget must be an integer of at least 1, in bytes; got {memory_budget!r}."
+            f"memory_budget must be a number of bytes, an integer of at least 1; got "
+            f"{memory_budget!r}."
         )
     given, module = module, _converted(module, precision)
     like = first_parameter(module)

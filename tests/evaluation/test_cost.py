@@ -85,19 +85,16 @@ def test_a_convolution_multiplies_the_one_channel_that_changes(name: str, flops:
     assert cost_of(propagation_of(layers, N, 2, 4, 4), name).flops == flops
 
 
-def test_bytes_are_what_is_read_and_written():
+def test_bytes_are_what_changes_written_and_read_beside_the_unperturbed():
     cost = cost_of(mlp(3, 4, 2), "2.bias")
-    assert cost.bytes == 0  # the step itself, seen as a column
-    copied = cost_of(mlp(3, 4, 2), "2.weight")
-    # One of four features is gathered by its index, then multiplied by a step in its place;
-    # that index, and that of the output, are computed from the flat one.
-    assert copied.bytes == ((4 * N + 1 + N) + (N + 1 + N) + 2 * (1 + 1)) * DOUBLE
-    assert copied.work == copied.bytes
+    assert cost.bytes == 3 * 2 * N * DOUBLE
+    assert cost.work == cost.bytes
 
 
 def test_work_adds_operations_to_bytes():
-    assert Cost(1000, 7, ()).work == 107
-    assert Cost(0, 7, ()).peak == 0
+    visits = (Visit("", (), None, None, None, True, 2, 5),)
+    assert Cost(1000, visits).work == 106
+    assert Cost(0, ()).peak == 0
 
 
 # --- What measuring sees
@@ -149,8 +146,8 @@ def test_what_is_derived_once_a_pass_is_no_cost_of_a_lane():
 
 
 def cost(sizes: list[int], peak: int = 0) -> Cost:
-    visits = [Visit(str(k), (), None, True, size, peak) for k, size in enumerate(sizes)]
-    return Cost(0, 0, tuple(visits))
+    visits = [Visit(str(k), (), None, None, None, True, size, peak) for k, size in enumerate(sizes)]
+    return Cost(0, tuple(visits))
 
 
 def test_as_many_lanes_go_together_as_stay_in_the_cache(monkeypatch):
@@ -159,7 +156,6 @@ def test_as_many_lanes_go_together_as_stay_in_the_cache(monkeypatch):
     assert fold_size(cost([80, 5000, 5, 2000]), 2**40) == (1, 1, 3)
 
 
-@pytest.mark.xfail(reason="lanes whose changes stay large to the end are joined without a bound")
 @pytest.mark.parametrize("sizes", [[100, 100, 100], [5000, 5000], [10, 100, 90]], ids=str)
 def test_lanes_whose_changes_stay_large_are_joined_no_further_than_the_cache(sizes, monkeypatch):
     monkeypatch.setattr(FOLD_BYTES, 1000)

@@ -177,7 +177,6 @@ def test_full_memory_does_not_make_an_operation_without_a_rule_slow(monkeypatch)
     assert one_by_one == []
 
 
-@pytest.mark.xfail(reason="halves of a chunk forget its pieces and take more memory than it took")
 def test_halves_of_a_chunk_take_no_more_than_the_chunk_itself(monkeypatch):
     given = cnn()
     with recorded(monkeypatch) as folds:
@@ -319,7 +318,6 @@ def test_no_single_tensor_is_larger_than_the_budget(criterion: nn.Module):
     assert largest_tensor((module, criterion, X, y)) > 300_000
 
 
-@pytest.mark.xfail(reason="what the criterion makes of a rank-one change is in no cost")
 @pytest.mark.parametrize("criterion", [nn.CrossEntropyLoss(), nn.MSELoss()], ids=["ce", "mse"])
 def test_wide_outputs_of_one_changed_feature_fit_into_the_budget(criterion: nn.Module):
     torch.manual_seed(0)
@@ -336,10 +334,9 @@ def test_wide_outputs_of_one_changed_feature_fit_into_the_budget(criterion: nn.M
 WRONG = {"zero": 0, "negative": -5, "text": "1GB", "part": 0.5}
 
 
-@pytest.mark.xfail(reason="estimate_gradient takes any budget: an unusable one costs all folds")
 @pytest.mark.parametrize("budget", WRONG.values(), ids=WRONG)
 def test_a_budget_that_is_no_number_of_bytes_is_refused(budget: Any):
-    with pytest.raises((TypeError, ValueError), match=r"memory_budget.*expected"):
+    with pytest.raises((TypeError, ValueError), match="memory_budget must be a number of bytes"):
         gradient(mlp(), memory_budget=budget)
 
 

@@ -117,7 +117,6 @@ def test_infinities_and_nans_are_the_same():
     torch.testing.assert_close(exchanged(module, x), module(x), rtol=0, atol=0, equal_nan=True)
 
 
-@pytest.mark.xfail(reason="nodes keep their names, so that explain calls a pooling relu")
 def test_functions_that_are_exchanged_are_called_by_their_own_names():
     graph, root, _ = trace(Called(lambda x: F.max_pool2d(F.relu(x), 2)))
     functions = [node for node in graph.nodes if node.op == "call_function"]

@@ -113,7 +113,7 @@ def fold_size(cost: Cost, memory_budget: int) -> FoldSize:
     def together(sizes: tuple[int, ...]) -> int:
         return max(1, min(FOLD_BYTES // max(*sizes, 1, 1), fits, MAX_FOLD))
 
-    return FoldSize(together(cost.sizes[cut:]), together(cost.sizes), cut)
+    return FoldSize(together(cost.sizes[max(cut - 1, 0) :]), together(cost.sizes), cut)
 
 
 def equal_shares(work: Sequence[float], n_shares: int) -> list[list[int]]:

@@ -75,13 +75,17 @@ class Chunk:
         return moved
 
     def halves(self) -> tuple[Chunk, Chunk]:
-        """Return two chunks of half the size."""
+        """Return two chunks of half the size, in pieces of half the size."""
         middle = len(self) // 2
-        return self._part(slice(0, middle)), self._part(slice(middle, None))
+        return self._part(slice(0, middle)), self._part(slice(middle, len(self)))
 
     def _part(self, lanes: slice) -> Chunk:
         changes = {name: change.lanes(lanes) for name, change in self.changes.items()}
-        return Chunk(self.positions[lanes], changes, self.theta)
+        positions, fold = self.positions[lanes], self.fold
+        if fold is not None:
+            pieces = positions.split(max(1, max(fold.pieces) // 2))
+            fold = Fold(tuple(map(len, pieces)), fold.cut)
+        return Chunk(positions, changes, self.theta, fold)
 
     def stretch(self) -> Tensor:
         """Return by how much each step is longer than what a lane moves its parameter by.

@@ -158,6 +158,8 @@ class Propagation:
         kind = None if first.change is None else type(first.change)
         form = (kind, getattr(first.change, "width", None), getattr(first.change, "dim", None))
         shape, alive = tuple(first.base.shape), sum(sizes.values())
+        if node.op == "output":  # a criterion may ask for all that a rank-one change says
+            alive = max(alive, sum(v.base.nbytes for v in values if v.change is not None))
         return Visit(name, shape, *form, ruled, sizes[node], alive)
 
     def _share(self, node: fx.Node, value: Any) -> Any:

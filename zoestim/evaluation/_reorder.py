@@ -49,3 +49,4 @@ def _exchange(first: fx.Node, second: fx.Node) -> None:
     for node, (op, target, rest, kwargs) in zip((first, second), operations, strict=True):
         node.op, node.target, node.kwargs = op, target, kwargs
         node.args = (node.args[0], *rest)
+    first.name, second.name = second.name, first.name

@@ -74,8 +74,10 @@ class Pending(Dense):
         *beside : Tensor
             Of shape (1 or k, *shape), in memory as the source is, or as :class:`Step` has them.
         """
-        steps = *self.steps, Step(take, tuple(map(self._as_rows, beside)))
-        return Pending(self.source, self.n_columns, self.owned, steps)
+        step = Step(take, tuple(map(self._as_rows, beside)))
+        if "values" in vars(self):  # another operand of the same operation asked for them
+            return Pending(self.values, self.n_columns, False, (step,))
+        return Pending(self.source, self.n_columns, self.owned, (*self.steps, step))
 
     def plus(self, other: Tensor) -> Pending:
         """Return the sum with a tensor that lies in memory as the source does."""
