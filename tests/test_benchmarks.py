@@ -1,4 +1,4 @@
-"""The timings of benchmarks/speed run at a tiny size, and write what they print."""
+"""The timings and errors of benchmarks/ run at a tiny size, and write what they print."""
 
 import argparse
 import json
@@ -8,6 +8,7 @@ from pathlib import Path
 import pytest
 import torch
 
+from benchmarks import precision
 from benchmarks.speed import gradient, measure, memory, reuse, scaling, stages
 from benchmarks.speed.problems import built, load_case, mlp_problem
 from benchmarks.speed.rivals import AuthorsWorker, Kept, Vmapped, double_loop, loop, zoestim
@@ -124,3 +125,37 @@ def test_exponent_of_a_square():
 def test_authors_code_is_said_to_be_missing(tmp_path):
     with pytest.raises(FileNotFoundError, match="no checkout of"):
         AuthorsWorker(Path(tmp_path), mlp_problem(3, options()))
+
+
+def test_precision_writes_two_errors_of_each_method_at_each_step(tmp_path, capsys):
+    path = tmp_path / "errors.json"
+    few = ["--models", "mlp", "--n-coordinates", "8", "--batch-size", "4"]
+    rows = precision.main([*few, "--smoothings", "0.01", "1e-5", "--json", str(path)])
+    assert "relative errors" in capsys.readouterr().out
+    curves = {curve["method"]: curve for curve in json.loads(path.read_text())["curves"]}
+    assert curves.keys() == precision.LINES.keys()
+    assert len(rows) == 2 * len(curves)
+    assert all(len(curve["error"]) == 2 for curve in curves.values())
+    assert curves["zoestim float32"]["rounding"][1] < curves["plain float32"]["rounding"][1]
+
+
+def test_steps_give_what_one_step_at_a_time_gives():
+    problem = precision.sampled(mlp_problem(3, options()), 8, seed=0)
+    forward, central = precision.by_zoestim(problem, (0.1, 0.01), "float64")
+    exact = precision.doubled(problem)
+    torch.testing.assert_close(forward[1], precision.plain(exact, 0.01))
+    behind = precision.plain(exact, -0.1)
+    torch.testing.assert_close(central[0], (precision.plain(exact, 0.1) + behind) / 2)
+    assert precision.distance(central[1], precision.gradient(problem)) < 1e-3
+
+
+def test_precision_draws_a_panel_a_model(tmp_path):
+    pytest.importorskip("matplotlib")
+    rows = precision.main(["--models", "mlp", "--n-coordinates", "4", "--smoothings", "0.01"])
+    precision.plot(rows, tmp_path / "errors.png")
+    assert (tmp_path / "errors.png").stat().st_size > 0
+
+
+def test_precision_refuses_a_model_that_it_does_not_know():
+    with pytest.raises(SystemExit):
+        precision.main(["--models", "transformer"])
