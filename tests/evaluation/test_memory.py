@@ -1,5 +1,6 @@
 """Memory: what is full is halved, and no fold takes more than it may."""
 
+import gc
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from functools import cache
@@ -17,7 +18,7 @@ from zoestim import QueryError, ZOClassifier, estimate_gradient
 from zoestim.evaluation import Propagation, RandomState, Visit
 from zoestim.evaluation import _lanes as lanes_module
 from zoestim.evaluation._cost import PEAK_FACTOR
-from zoestim.propagation import RULES
+from zoestim.propagation import RULES, Dense, Slab
 
 CPU = torch.device("cpu")
 FULL = {
@@ -179,13 +180,15 @@ def test_full_memory_does_not_make_an_operation_without_a_rule_slow(monkeypatch)
 
 def test_halves_of_a_chunk_take_no_more_than_the_chunk_itself(monkeypatch):
     given = cnn()
+    monkeypatch.setattr("zoestim.evaluation._cost.FOLD_BYTES", 2**16)
     with recorded(monkeypatch) as folds:
-        monkeypatch.setattr("zoestim.evaluation._cost.FOLD_BYTES", 2**16)
         gradient(given, coordinates={"0.weight": range(90)})
         largest = max(fold.alive for fold in folds)
         folds.clear()
-        fill_at(monkeypatch, 60, FULL["cuda"])
-        gradient(given, coordinates={"0.weight": range(90)})
+        # Patched within the context that `recorded` undoes: in the other order its wrapper stays.
+        with monkeypatch.context() as patch:
+            fill_at(patch, 60, FULL["cuda"])
+            gradient(given, coordinates={"0.weight": range(90)})
     assert max(fold.alive for fold in folds) <= largest
 
 
@@ -346,3 +349,22 @@ def test_estimators_refuse_a_budget_that_is_no_number_of_bytes(budget: Any):
     estimator = ZOClassifier(module.float(), memory_budget=budget, max_epochs=1)
     with pytest.raises(ValueError, match=r"memory_budget"):
         estimator.fit(X.float().numpy(), y.numpy())
+
+
+def n_changes() -> int:
+    """Return how many changes there are in this process."""
+    return sum(issubclass(type(each), Slab | Dense) for each in gc.get_objects())
+
+
+@pytest.mark.parametrize("make", [mlp, cnn], ids=["mlp", "cnn"])
+def test_no_change_waits_for_the_garbage_collector(make: Callable[[], tuple]):
+    given = make()
+    gradient(given)
+    gc.collect()
+    gc.disable()
+    try:
+        before = n_changes()
+        gradient(given)
+        assert n_changes() == before
+    finally:
+        gc.enable()

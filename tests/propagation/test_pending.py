@@ -217,7 +217,6 @@ def test_shortcuts_around_pending_steps(twice: str, name: str, tile: int, monkey
     torch.testing.assert_close(found.expand_as(expected), expected, rtol=1e-9, atol=1e-12)
 
 
-@pytest.mark.xfail(reason="x + x takes the pending steps of x twice, over its own result")
 @pytest.mark.parametrize("name", ["first.weight", "bn.bias"])
 @pytest.mark.parametrize("twice", ["itself", "itself scaled"])
 def test_pending_steps_that_one_node_reads_twice(twice: str, name: str):

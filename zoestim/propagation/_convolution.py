@@ -93,9 +93,9 @@ class Shifts(Made):
     """
 
     def __init__(self, x: Value, window: Window, lanes: Tensor, steps: Tensor):
-        rest = x.base.shape[0], *window.size
-        super().__init__(lanes[2], 1, rest, steps, self.made, None, self._moments)
-        for name, value in {"x": x, "window": window, "lanes": lanes, "steps": steps}.items():
+        given = {"starts": lanes[2], "dim": 1, "like": steps, "steps": steps}
+        given |= {"rest": (x.base.shape[0], *window.size), "offsets": None}
+        for name, value in (given | {"x": x, "window": window, "lanes": lanes}).items():
             object.__setattr__(self, name, value)
 
     x: Value
@@ -126,7 +126,7 @@ class Shifts(Made):
         )
         return rows.mul_(factors.view(-1, *[1] * (rows.ndim - 1)))[:, None]
 
-    def made(self, k: int, out: Tensor, onto: Tensor | None) -> None:
+    def make(self, k: int, out: Tensor, onto: Tensor | None) -> None:  # type: ignore[override]
         """Write a shifted channel times its step."""
         channel = self.shifted(k)
         if onto is None:
@@ -147,7 +147,7 @@ class Shifts(Made):
     def _taps(self) -> list[Tensor]:
         return self.window.taps(self.x.derived(_padded_planes, self.window))
 
-    def _moments(self, z: Tensor) -> Tensor:
+    def moments(self, z: Tensor) -> Tensor:  # type: ignore[override]
         """Return the means of d, d z and d^2 for each lane, (k, 3), z with channels first.
 
         They are known for all inputs, shifts and outputs at once.
