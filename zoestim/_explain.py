@@ -238,7 +238,7 @@ def _form(visit: Visit) -> str:
     """Return how much of a value changes, in words."""
     if visit.name == "output" or visit.kind is None or not visit.shape:
         return ""
-    if visit.dim is not None:
+    if visit.dim is not None and visit.width != visit.shape[visit.dim]:
         what = "features" if visit.dim == len(visit.shape) - 1 else "channels"
         form = f"{visit.width} of {visit.shape[visit.dim]} {what}"
     else:

@@ -21,6 +21,10 @@ import torch
 
 import zoestim
 
+# Calls are repeated until they last so many seconds, as timeit does, but not more often than that.
+SHORT = 0.25
+MOST_CALLS = 100
+
 
 @dataclass
 class Runs:
@@ -68,7 +72,10 @@ class Runs:
 def interleaved(
     methods: Mapping[str, tuple[Callable[[], Any], int]], repeats: int, device: str
 ) -> dict[str, Runs]:
-    """Time methods in turns: all of them once in each of `repeats` rounds, after one untimed.
+    """Time methods in turns: all of them in each of `repeats` rounds, after two untimed calls.
+
+    In its turn, a method that is soon done runs several times, as in a training: its first call
+    finds the caches as the method before it left them.
 
     Parameters
     ----------
@@ -80,19 +87,22 @@ def interleaved(
         Where the work is done; a GPU is waited for before each look at the clock.
     """
     runs = {name: Runs(name, n) for name, (_, n) in methods.items()}
-    for call, _ in methods.values():
+    n_calls = {}
+    for name, (call, _) in methods.items():
         call()
+        n_calls[name] = max(1, round(SHORT / max(duration(call, device), SHORT / MOST_CALLS)))
     for _ in range(repeats):
         for name, (call, _) in methods.items():
-            runs[name].seconds.append(duration(call, device))
+            runs[name].seconds.append(duration(call, device, n_calls[name]))
     return runs
 
 
-def duration(call: Callable[[], Any], device: str) -> float:
-    """Return how many seconds one call takes."""
+def duration(call: Callable[[], Any], device: str, n_calls: int = 1) -> float:
+    """Return how many seconds one call takes, of several one after the other."""
     start = now(device)
-    call()
-    return now(device) - start
+    for _ in range(n_calls):
+        call()
+    return (now(device) - start) / n_calls
 
 
 def now(device: str) -> float:

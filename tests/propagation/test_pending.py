@@ -11,8 +11,8 @@ from propagation.chains import applied, differences, seeded, some_of
 from propagation.lanes import check, dense
 from propagation.strategies import normal
 from zoestim.propagation import Dense, Slab, Value, settled
-from zoestim.propagation._batch_norm import _sums
 from zoestim.propagation._pending import Pending
+from zoestim.propagation._statistics import _sums
 
 LARGE, TILE = "zoestim.propagation._made._LARGE", "zoestim.propagation._pending._TILE"
 HUGE = 2**60
@@ -232,7 +232,7 @@ def test_pending_steps_that_one_node_reads_twice(twice: str, name: str):
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64], ids=["float32", "float64"])
 @pytest.mark.parametrize("lanes", [1, 3])
 def test_sums_of_rows(lanes: int, dtype: torch.dtype, tile: int, monkeypatch):
-    monkeypatch.setattr("zoestim.propagation._batch_norm.TILE", tile)
+    monkeypatch.setattr("zoestim.propagation._statistics.TILE", tile)
     d, z = normal(lanes, 50, 7).to(dtype), normal(50, 7, seed=1).to(dtype)
     found, (d, z) = _sums(d, z), (d.double(), z.double())
     assert found.dtype == torch.float64

@@ -8,16 +8,16 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from zoestim.propagation._change import Change, Dense, Entry, Slab, Value, planes_of
+from zoestim.propagation._change import Change, Dense, Entry, Slab, Value
 from zoestim.propagation._convolution import Shifts, of_bias
 from zoestim.propagation._made import Made, is_large
-from zoestim.propagation._normalization import Normal, affine, moved_by, normalize
+from zoestim.propagation._normalization import affine, moved_by, normalize
+from zoestim.propagation._normalized import Normalized, NormalizedSlabs, Origin
 from zoestim.propagation._pending import Pending
+from zoestim.propagation._product import Product
+from zoestim.propagation._statistics import moments, normal_planes, normalized_rows
 from zoestim.propagation._table import Site, moves, rule
-from zoestim.propagation._tiles import TILE, by_lane
-
-# Columns of a tile: channels are repeated up to so many, since short rows are slow.
-_COLUMNS = 1024
+from zoestim.propagation._tiles import by_lane
 
 
 @rule(F.batch_norm)
@@ -44,7 +44,7 @@ def batch_norm(
     if moves(input, weight) == 0 and isinstance(bias.change, Entry):  # type: ignore[union-attr]
         return of_bias(site, bias)  # type: ignore[arg-type]
     change = None if input.change is None else _of_input(site, input, given, eps, None)
-    z = input.derived(_standardized, *given, eps) if given else input.derived(_normalized, eps)
+    z = input.derived(_standardized, *given, eps) if given else input.derived(_by_batch, eps)
     return affine(z, change, weight, bias, 1)
 
 
@@ -60,10 +60,10 @@ def _of_weight(x: Value, weight: Value, eps: float) -> Slab:
 
     if is_large(rest, steps):
         made = Made(channels, 1, rest, steps, make)
-        z = made.beside(x.derived(_planes, made.order, eps).z)
+        z = made.beside(x.derived(normal_planes, made.order, eps).z)
         return made
     slab = Slab(steps.view(-1, 1, *[1] * len(rest)).expand(-1, 1, *rest), channels, 1)
-    return slab.with_values(slab.of(x.derived(_planes, slab.order, eps).z) * slab.values)
+    return slab.with_values(slab.of(x.derived(normal_planes, slab.order, eps).z) * slab.values)
 
 
 def _of_input(site: Site, x: Value, given: Any, eps: float, gain: Tensor | None) -> Change:
@@ -93,37 +93,26 @@ def _scaled(x: Value, scale: Tensor) -> Change:
 # --- The batch's statistics
 
 
-def _normalized(x: Tensor, eps: float) -> Value:
+def _by_batch(x: Tensor, eps: float) -> Value:
     axes = tuple(axis for axis in range(x.ndim) if axis != 1)
     return Value(normalize(x.clone(), axes, eps).z)
 
 
-def _planes(x: Tensor, order: tuple[int, ...], eps: float) -> Normal:
-    """Normalise a copy with channels first, (n_channels, n, *size)."""
-    return normalize(planes_of(x, 1, order), tuple(range(1, x.ndim)), eps)
-
-
-def _pixels(x: Tensor, eps: float) -> Normal:
-    """Normalise a copy with channels last, (n_pixels, n_channels)."""
-    pixels = x.movedim(1, -1).clone(memory_format=torch.contiguous_format)
-    return normalize(pixels.view(-1, x.shape[1]), (0,), eps)
-
-
 def _slab_by_batch(site: Site, x: Value, eps: float, gain: Tensor | None) -> Slab:
     change: Slab = x.change
-    normal = x.derived(_planes, change.order, eps)
+    normal = x.derived(normal_planes, change.order, eps)
     if isinstance(change, Made) and change.moments is not None:
         mean, cross, square = change.moments(normal.z)[..., None].unbind(1)
     else:
-        mean, cross, square = _moments(change.values, change.of(normal.z))
+        mean, cross, square = moments(change.values, change.of(normal.z))
     moved = moved_by(mean, cross, square, change.of(normal.inverse.flatten()))
     moved = moved if gain is None else moved.mul_(change.of(gain))
-    moved = moved.to(x.base.dtype)
-    if isinstance(change, Made) and is_large(change.rest, change.like):
-        return _made(change, change.beside(normal.z), moved[..., 0])
-    z = change.of(normal.z)
-    scale, slope, shift = moved.view(*moved.shape, *[1] * (change.values.ndim - 2))
-    d = change.values
+    moved = moved.to(x.base.dtype).view(*moved.shape, *[1] * (x.base.ndim - 1))
+    if isinstance(change, Made) and change.width == 1 and is_large(change.rest, change.like):
+        made = _made(change, change.beside(normal.z), moved)
+        return NormalizedSlabs(made, Origin(x, normal, gain, change, moved))
+    z, d = change.of(normal.z), change.values
+    scale, slope, shift = moved
     out = d.mul_(scale) if site.may_overwrite(d) else d * scale
     for lanes, beside, by, offset in by_lane(out, z, slope, shift):
         lanes.addcmul_(beside, by).add_(offset)
@@ -149,59 +138,14 @@ def _made(change: Made, z: list[Tensor], moved: Tensor) -> Made:
         out.add_(shifted(k), alpha=factors[k])
 
     if isinstance(change, Shifts):
-        shifted, factors = change.shifted, (change.steps * scale).tolist()
+        shifted, factors = change.shifted, (change.steps * scale.flatten()).tolist()
         return Made(change.starts, 1, change.rest, change.like, make_shifted, offsets)
     return Made(change.starts, 1, change.rest, change.like, make, offsets)
 
 
-def _moments(d: Tensor, z: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-    """Return the means of d, d z and d^2 of each channel, (k, width), in float64."""
-    d, z = d.flatten(2), z.flatten(2)
-    one = z.shape[:2] == (1, 1)
-    cross = (d[:, 0] @ z[0, 0])[:, None] if one else (d * z).sum(-1)
-    square = torch.linalg.vector_norm(d, dim=-1).double().square()
-    return d.mean(-1).double(), cross.double() / d.shape[-1], square / d.shape[-1]
-
-
 def _dense_by_batch(site: Site, x: Value, eps: float, gain: Tensor | None) -> Pending:
-    """Normalise lanes that lie with their channels last, in rows of several pixels."""
+    """Normalise all that changes; of a product that is still to be taken, when it is asked."""
+    if isinstance(x.change, Product) and not x.change.taken:
+        return Normalized(x, eps, gain)
     values = x.dense()
-    if not values.movedim(2, -1).is_contiguous():
-        values = values.movedim(2, -1).contiguous().movedim(-1, 2)
-    normal = x.derived(_pixels, eps)
-    n_pixels, n_channels = normal.z.shape
-    most = max(1, _COLUMNS // n_channels)
-    repeats = max(r for r in range(1, most + 1) if n_pixels % r == 0)
-    z = normal.z.view(-1, repeats * n_channels)
-    d = values.movedim(2, -1).reshape(len(values), *z.shape)
-    sums = _sums(d, z).unflatten(-1, (repeats, -1)).sum(-2) / n_pixels
-    moved = moved_by(sums[0], sums[1], sums[2], normal.inverse[0])
-    moved = moved if gain is None else moved.mul_(gain)
-    moved = moved.to(d.dtype).repeat(1, 1, repeats)[:, :, None]
-    owned = site.may_overwrite(values)
-    return Pending(values, z.shape[1], owned).then(_moved, z[None], *moved)
-
-
-def _moved(d: Tensor, out: Tensor, z: Tensor, scale: Tensor, slope: Tensor, shift: Tensor) -> None:
-    torch.addcmul(shift, z, slope, out=out).addcmul_(d, scale)
-
-
-def _sums(d: Tensor, z: Tensor) -> Tensor:
-    """Return the sums over rows of d, d z and d^2 of each lane, (3, k, columns), in float64."""
-    if d.device.type != "cpu" or d.numel() <= TILE:
-        return torch.stack([each.sum(1).double() for each in (d, d * z, d * d)])
-    products = [(*_products(lane, z), _products(lane, lane)[0]) for lane in d]
-    cross, mean, square = (torch.stack(each) for each in zip(*products, strict=True))
-    return torch.stack([mean, cross, square]).double()
-
-
-def _products(d: Tensor, z: Tensor) -> tuple[Tensor, Tensor]:
-    """Return the sums over rows of d z and of d, in one pass.
-
-    They are what the gradient of batch normalisation takes for the scale and the offset.
-    """
-    zeros, ones = z.new_zeros(z.shape[1]), z.new_ones(z.shape[1])
-    wanted = [False, True, True]
-    return torch.ops.aten.native_batch_norm_backward(
-        d, z, None, None, None, zeros, ones, True, 0.0, wanted
-    )[1:]
+    return normalized_rows(x, values, site.may_overwrite(values), eps, gain)

@@ -12,9 +12,13 @@ from torch.nn import functional as F
 
 from zoestim.propagation._change import Change, Dense, Entry, Slab, Value, rows_of
 from zoestim.propagation._made import Made, constant, is_large
+from zoestim.propagation._product import Product
+from zoestim.propagation._shape import whole
 from zoestim.propagation._table import Site, moves, rule
 from zoestim.propagation._window import Window, each_axis
 
+# Elements that are stacked at a time, to be multiplied at once.
+_STACKED = 2**22
 _CHANNELS_LAST = {4: torch.channels_last, 5: torch.channels_last_3d}
 
 
@@ -157,20 +161,22 @@ class Shifts(Made):
             self.x.memo[key] = z, self._of_all(z)  # z is held, so that its address stays its own
         channel, tap, o = self.lanes.to(z.device, non_blocking=True)
         steps = self.steps.double()
-        moments = self.x.memo[key][1][tap, channel, o]
+        moments = self.x.memo[key][1][channel, tap, o]
         return moments * torch.stack([steps, steps, steps.square()], 1)
 
     def _of_all(self, z: Tensor) -> Tensor:
-        """Return them for a step of 1, (n_taps, n_in, n_out, 3)."""
-        pixels, moments = z.movedim(1, -1).flatten(1), []
-        for tap in self._taps:
-            shifted = tap.movedim(1, -1).flatten(1)
-            cross = (shifted @ pixels.t()).double()
+        """Return them for a step of 1, (n_in, n_taps, n_out, 3)."""
+        pixels = z.movedim(1, -1).flatten(1).t()
+        planes, moments = self.x.derived(_padded_planes, self.window), []
+        n_taps = math.prod(self.window.kernel)
+        for channels in planes.split(max(1, _STACKED // (n_taps * len(pixels)))):
+            taps = [tap.movedim(1, -1) for tap in self.window.taps(channels)]
+            shifted = torch.stack(taps, 1).flatten(2).flatten(0, 1)
+            cross = (shifted @ pixels).double()
             square = torch.linalg.vector_norm(shifted, dim=1).double().square()
-            mean = shifted.sum(1).double()
-            each = mean[:, None].expand_as(cross), cross, square[:, None].expand_as(cross)
-            moments.append(torch.stack(each, -1))
-        return torch.stack(moments) / pixels.shape[1]
+            each = shifted.sum(1).double()[:, None], cross, square[:, None]
+            moments.append(torch.stack(torch.broadcast_tensors(*each), -1))
+        return torch.cat(moments).unflatten(0, (-1, n_taps)) / len(pixels)
 
 
 def _padded_planes(x: Tensor, window: Window) -> Tensor:
@@ -186,19 +192,20 @@ def _patches(x: Tensor, window: Window) -> Tensor:
 def _of_input(site: Site, x: Value, weight: Value, window: Window, settings: Any) -> Change:
     change, groups = x.change, settings[-1]
     if not isinstance(change, Slab) or change.dim != 1 or change.width != 1:
-        return Dense(_folded(site, x.dense(), weight, settings))
+        return Dense(_folded(site, whole(x), weight, settings))
     # One input channel, its group's outputs: (k, taps, pixels) against (taps, outputs).
+    table = weight.derived(_by_channel, groups)
+    same = change.start is not None
+    rows = table[change.start][None] if same else rows_of(table, change.starts)
+    if groups == 1:
+        product = Product(change.values[:, 0], window, rows, site.multiply)
+        lazy = site.matrix_type is None and is_large(product.rest, rows)
+        return product if lazy else Dense(product.values)
     padded = window.pad(change.values[:, 0].contiguous())
     taps = torch.stack(window.taps(padded), 1).flatten(2)
-    table = weight.derived(_by_channel, groups)
-    rows = table[change.start] if change.start is not None else rows_of(table, change.starts)
-    batch, n_out = change.values.shape[2], table.shape[-1]
-    if groups == 1:
-        product = site.multiply(torch.bmm, taps.mT, rows.expand(len(taps), -1, -1))
-        return Dense(product.unflatten(1, (batch, *window.size)).movedim(-1, 2))
-    product = site.multiply(torch.matmul, rows.mT, taps)
-    starts = change.starts // weight.base.shape[1] * n_out
-    return Slab(product.unflatten(2, (batch, *window.size)), starts, 1)
+    moved = site.multiply(torch.matmul, rows.mT, taps)
+    starts = change.starts // weight.base.shape[1] * table.shape[-1]
+    return Slab(moved.unflatten(2, (change.values.shape[2], *window.size)), starts, 1)
 
 
 def _by_channel(weight: Tensor, groups: int) -> Tensor:
@@ -209,16 +216,15 @@ def _by_channel(weight: Tensor, groups: int) -> Tensor:
 
 def _folded(site: Site, moved: Tensor, weight: Value, settings: Any) -> Tensor:
     """Convolve all lanes as one batch, channels last."""
-    k, folded, kernels = len(moved), moved.flatten(0, 1), weight.base
-    layout = _CHANNELS_LAST.get(folded.ndim)
-    if layout is not None:
-        folded = folded.contiguous(memory_format=layout)
+    kernels = weight.base
+    if kernels.ndim in _CHANNELS_LAST:
+        moved = moved.movedim(2, -1).contiguous().movedim(-1, 2)
         kernels = weight.derived(_channels_last)
 
     def convolve(x: Tensor, w: Tensor) -> Tensor:
         return _FUNCTIONS[x.ndim](x, w, None, *settings)
 
-    return site.multiply(convolve, folded, kernels).unflatten(0, (k, -1))
+    return site.multiply(convolve, moved.flatten(0, 1), kernels).unflatten(0, moved.shape[:2])
 
 
 def _channels_last(weight: Tensor) -> Tensor:

@@ -10,7 +10,9 @@ from torch.utils import _pytree as pytree
 
 from zoestim.propagation._change import Change, Dense, Entry, Lanes, RankOne, Slab, Value
 from zoestim.propagation._made import Made
+from zoestim.propagation._normalized import Normalized
 from zoestim.propagation._pending import Pending
+from zoestim.propagation._product import Product
 
 
 def nbytes(value: Any) -> int:
@@ -18,17 +20,15 @@ def nbytes(value: Any) -> int:
     change = value.change if isinstance(value, Value) else None
     if isinstance(change, RankOne):
         return change.column.nbytes
-    if isinstance(change, Made):
+    if isinstance(change, Made | Pending | Product):
         return change.nbytes
-    if isinstance(change, Pending):
-        return change.source.nbytes
     return change.values.nbytes if isinstance(change, Slab | Dense | Lanes) else 0
 
 
 def addresses(value: Any) -> Iterator[int]:
     """Give where the change of a value lies."""
     change = value.change if isinstance(value, Value) else None
-    if isinstance(change, Made):
+    if isinstance(change, Made | Product | Normalized):
         return
     if isinstance(change, Pending):
         yield change.source.untyped_storage().data_ptr()
@@ -40,7 +40,7 @@ def addresses(value: Any) -> Iterator[int]:
 
 def settled(value: Value) -> Value:
     """Compute what is computed when asked, before two ask."""
-    if isinstance(value.change, RankOne | Pending):
+    if isinstance(value.change, RankOne | Pending | Product):
         return value.changed(Dense(value.change.values))
     if isinstance(value.change, Made):
         return value.changed(value.change.with_values(value.change.values))

@@ -64,6 +64,11 @@ class Pending(Dense):
         """How the elements of a lane lie in memory."""
         return self.source.stride()[1:]
 
+    @property
+    def nbytes(self) -> int:
+        """How many bytes the source takes."""
+        return self.source.nbytes
+
     def then(self, take: Callable[..., Any], *beside: Tensor) -> Pending:
         """Return what one more step makes of these, and leave these behind.
 

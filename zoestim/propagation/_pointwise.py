@@ -14,7 +14,7 @@ from zoestim.propagation._change import Dense, Entry, Slab, Value
 from zoestim.propagation._made import Made
 from zoestim.propagation._pending import Pending
 from zoestim.propagation._table import Site, rule
-from zoestim.propagation._tiles import may_hold, tiles
+from zoestim.propagation._tiles import all_within, tiles
 
 # What an activation is computed in for its difference: f(b + d) - f(b) cancels.
 _EXACT = torch.float64
@@ -91,7 +91,7 @@ def _clamped_lanes(x: Value, change: Made, low: float | None, high: float | None
         if onto is not None:
             out.add_(onto)
 
-    return Made(change.starts, change.dim, change.rest, change.like, make)
+    return Made(change.starts, change.dim, change.rest, change.like, make, width=change.width)
 
 
 def _clamp_step(
@@ -226,10 +226,11 @@ def _tanh_step(d: Tensor, t: Tensor, slope: Tensor, base: Callable[[], Tensor]) 
     Its divisor cancels where a large step undoes a large value.
     """
     s = torch.tanh(d)
-    moved, large = s * slope / (1 + t * s), ~(s.abs() < _LARGE)
-    if not may_hold(large):
+    moved = (s * slope).div_((t * s).add_(1))
+    if all_within(s, _LARGE):
         return moved
-    return torch.where(large, _large_tanh_step(base().to(_EXACT), d.to(_EXACT)).to(d.dtype), moved)
+    exact = _large_tanh_step(base().to(_EXACT), d.to(_EXACT)).to(d.dtype)
+    return torch.where(s.abs() < _LARGE, moved, exact)
 
 
 def _large_tanh_step(b: Tensor, d: Tensor) -> Tensor:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 
+import torch
 from torch import Tensor
 
 # Elements of a tile: with those that lie beside it, they fit into the cache of one core.
@@ -13,6 +14,14 @@ TILE = 2**16
 def may_hold(mask: Tensor) -> bool:
     """Return whether a mask holds somewhere; on a device, where asking would wait, True."""
     return mask.device.type != "cpu" or bool(mask.any())
+
+
+def all_within(values: Tensor, bound: float) -> bool:
+    """Return whether all absolute values are below a bound; on a device, False without asking."""
+    if values.device.type != "cpu" or values.numel() == 0:
+        return False
+    least, most = torch.aminmax(values)
+    return bool(-bound < least) and bool(most < bound)
 
 
 def by_lane(values: Tensor, *others: Tensor) -> Iterator[tuple[Tensor, ...]]:
