@@ -8,7 +8,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from zoestim import BlackBox, FeatureReuseWarning, explain
+from zoestim import BlackBox, FeatureReuseWarning, ZOClassifier, explain
 from zoestim.models import SimpleCNN
 
 pytestmark = pytest.mark.usefixtures("global_rng_untouched")
@@ -122,14 +122,37 @@ def test_a_parameter_that_nothing_reads_costs_nothing():
     assert found.cells()[1] == "1"
 
 
-def test_ratios_are_one_but_where_they_are_given():
-    table = explain(mlp(), X, layer_ratios={"0.weight": 0.1234, "3.bias": 0.0})
+def test_ratios_are_zero_but_where_they_are_given():
+    table = explain(mlp(), X, layer_ratios={"0.weight": 0.1234, "3.bias": 1.0})
     ratios = {layer.name: layer.ratio for layer in table.layers}
-    expected = {name: 1.0 for name, _ in mlp().named_parameters()}
-    assert ratios == expected | {"0.weight": 0.1234, "3.bias": 0.0}
+    expected = {name: 0.0 for name, _ in mlp().named_parameters()}
+    assert ratios == expected | {"0.weight": 0.1234, "3.bias": 1.0}
     rows = [line.split() for line in str(table).splitlines()[1:]]
     assert rows[0][:3] == ["0.weight", "8x4", "0.123"]
-    assert rows[-1][:3] == ["3.bias", "3", "0"]
+    assert rows[1][:3] == ["0.bias", "8", "0"]
+    assert rows[-1][:3] == ["3.bias", "3", "1"]
+
+
+def test_ratios_are_those_of_a_fitted_estimator():
+    model = ZOClassifier(mlp, sparsity=0.5, max_epochs=1, random_state=0)
+    model.fit(X.numpy(), torch.arange(16).numpy() % 3)
+    table = explain(model.module_, X, layer_ratios=model.layer_ratios_)
+    assert {layer.name: layer.ratio for layer in table.layers} == model.layer_ratios_
+    assert sum(model.layer_ratios_.values()) > 0
+
+
+@pytest.mark.parametrize(
+    ("ratios", "message"),
+    [
+        ({"0.wieght": 0.1}, r"layer_ratios names \['0.wieght'\], .* Those are \['0.weight', "),
+        ({"0.weight": 1.5}, r"fractions in \[0, 1\]; got 1.5 for '0.weight'"),
+        ({"0.weight": float("nan")}, r"got nan for '0.weight'"),
+    ],
+    ids=["name", "size", "nan"],
+)
+def test_wrong_ratios_are_refused(ratios: dict[str, float], message: str):
+    with pytest.raises(ValueError, match=message):
+        explain(mlp(), X, layer_ratios=ratios)
 
 
 def test_the_cost_is_that_of_the_batch():

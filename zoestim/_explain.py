@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import html
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -42,7 +42,7 @@ class LayerCost:
     shape : tuple of int
         Its shape.
     ratio : float
-        Which part of its coordinates is queried.
+        Which fraction of its coordinates is left out, as in `layer_ratios_`.
     cut : str
         The first module or operation whose result changes; all before it is reused.
     live_set : tuple of str
@@ -149,13 +149,18 @@ def explain(
     X : Tensor or array-like of shape (n, ...)
         One batch, of the size that is to be used: the cost is that of the whole batch.
     layer_ratios : dict of str to float, optional
-        Which part of each parameter is queried, as `layer_ratios_` of a fitted estimator; by
-        default all.
+        The fraction of each parameter that estimates leave out, as `layer_ratios_` of a fitted
+        estimator; 0 for those that are not named.
 
     Returns
     -------
     Explanation
         With ``.layers``; it prints as a table and shows as one in notebooks.
+
+    Raises
+    ------
+    ValueError
+        If `layer_ratios` names what is no trainable parameter, or a ratio is not in [0, 1].
 
     References
     ----------
@@ -173,17 +178,33 @@ def explain(
     '0: 1 of 8 features > 2: all, rank one'
     """
     objective = Objective(module, nn.MSELoss())
+    ratios = _checked(layer_ratios or {}, objective.parameters.names)
     inputs = as_input(X, module)
     with torch.no_grad(), unchanged_generators(inputs.device):
         program, done = objective.base(Batch(inputs, inputs))
         propagation = Propagation(program, done, objective.ways)
         forward = _of_forward(propagation, inputs)
-        ratios = layer_ratios or {}
         layers = tuple(
-            _layer(propagation, name, value, ratios.get(name, 1.0), forward)
+            _layer(propagation, name, value, ratios.get(name, 0.0), forward)
             for name, value in objective.theta().items()
         )
     return Explanation(layers, objective.reuse)
+
+
+def _checked(layer_ratios: Mapping[str, float], names: Sequence[str]) -> Mapping[str, float]:
+    unknown = [name for name in layer_ratios if name not in names]
+    if unknown:
+        raise ValueError(
+            f"layer_ratios names {unknown}, which are no trainable parameters of the module. "
+            f"Those are {list(names)}."
+        )
+    for name, ratio in layer_ratios.items():
+        if not 0 <= ratio <= 1:
+            raise ValueError(
+                f"layer_ratios must be fractions in [0, 1]; got {ratio!r} for {name!r}. "
+                "1 leaves the whole parameter out."
+            )
+    return layer_ratios
 
 
 def _of_forward(propagation: Propagation, inputs: torch.Tensor) -> Cost:
