@@ -10,6 +10,7 @@ from torch import Tensor, nn
 
 from zoestim import BlackBox, FeatureReuseWarning, ZOClassifier, explain
 from zoestim.models import SimpleCNN
+from zoestim.propagation import RULES
 
 pytestmark = pytest.mark.usefixtures("global_rng_untouched")
 
@@ -312,3 +313,32 @@ def test_what_is_before_a_black_box_costs_the_rest_of_the_graph():
     assert inside.bytes == 3 * 16 * (6 + 3 + 3) * float32
     assert before.path == inside.path == "the values themselves"
     assert behind.path == "2: 1 of 3 features"
+
+
+class Remembers(nn.Linear):
+    """Stores what it last gave."""
+
+    last: Any = None
+
+    def forward(self, x: Tensor) -> Tensor:
+        self.last = super().forward(x)
+        return self.last
+
+
+def test_what_modules_store_is_that_of_the_unperturbed_pass():
+    with torch.random.fork_rng(devices=[]):
+        module = nn.Sequential(nn.Linear(4, 3), Remembers(3, 2)).double()
+    explain(module, X.double())
+    last = module[1].last
+    assert last is None or torch.equal(last, module(X.double()))
+
+
+def test_an_operation_that_refuses_one_query_is_noted(monkeypatch):
+    def refuses(*args: Any) -> None:
+        raise RuntimeError("not today")
+
+    monkeypatch.setitem(RULES, nn.functional.relu, refuses)
+    table = explain(mlp(), X)
+    assert "0.weight runs one by one: not today." in str(table)
+    assert table.layers[0].path == "the values themselves"
+    assert table.layers[2].path.startswith("2: 1 of 6 features")

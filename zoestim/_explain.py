@@ -20,7 +20,10 @@ from zoestim.evaluation import (
     as_input,
     assumed,
     counted,
+    first_parameter,
     measure,
+    out_of_memory,
+    unchanged_attributes,
     unchanged_generators,
 )
 from zoestim.propagation import Entry, RankOne
@@ -179,13 +182,14 @@ def explain(
     """
     objective = Objective(module, nn.MSELoss())
     ratios = _checked(layer_ratios or {}, objective.parameters.names)
-    inputs = as_input(X, module)
-    with torch.no_grad(), unchanged_generators(inputs.device):
+    inputs = as_input(X, module).to(first_parameter(module).device)
+    guards = unchanged_generators(inputs.device), unchanged_attributes(module)
+    with torch.no_grad(), guards[0], guards[1]:
         program, done = objective.base(Batch(inputs, inputs))
         propagation = Propagation(program, done, objective.ways)
         forward = _of_forward(propagation, inputs)
         layers = tuple(
-            _layer(propagation, name, value, ratios.get(name, 0.0), forward)
+            _layer(propagation, name, value, ratios.get(name, 0.0), forward, objective.reuse)
             for name, value in objective.theta().items()
         )
     return Explanation(layers, objective.reuse)
@@ -216,7 +220,12 @@ def _of_forward(propagation: Propagation, inputs: torch.Tensor) -> Cost:
 
 
 def _layer(
-    propagation: Propagation, name: str, value: torch.Tensor, ratio: float, forward: Cost
+    propagation: Propagation,
+    name: str,
+    value: torch.Tensor,
+    ratio: float,
+    forward: Cost,
+    reuse: FeatureReuse,
 ) -> LayerCost:
     program, done = propagation.program, propagation.done
     nodes = program.dependents((name,))
@@ -224,7 +233,13 @@ def _layer(
         cost = assumed([done.values[node] for node in nodes])
     else:
         first = Entry(torch.zeros(1, dtype=torch.int64), value.new_full((1,), 1e-3))
-        cost = measure(propagation, {name: first})
+        try:
+            cost = measure(propagation, {name: first})
+        except Exception as error:  # an estimate would run these queries one by one
+            if out_of_memory(error):
+                raise
+            reuse.unfolded[name] = " ".join(str(error).split())[:160]
+            cost = assumed([done.values[node] for node in nodes])
     live = {source for node in nodes for source in node.all_input_nodes} - set(nodes)
     return LayerCost(
         name,

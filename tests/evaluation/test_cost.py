@@ -10,7 +10,14 @@ from torch import Tensor, nn
 
 from propagation.strategies import quick
 from zoestim.evaluation import Batch, Cost, Objective, Propagation, Visit, equal_shares, measure
-from zoestim.evaluation._cost import FAR_SMALLER, MAX_FOLD, PEAK_FACTOR, fold_size
+from zoestim.evaluation._cost import (
+    FAR_SMALLER,
+    MAX_FOLD,
+    PEAK_FACTOR,
+    UNKNOWN,
+    fold_size,
+    free_memory,
+)
 from zoestim.propagation import RULES, Entry
 
 FOLD_BYTES = "zoestim.evaluation._cost.FOLD_BYTES"
@@ -223,3 +230,18 @@ def test_shares_of_equal_tasks_differ_by_one_task_at_most():
 
 def test_the_largest_task_goes_first():
     assert equal_shares([1, 1, 1, 1, 4], 2) == [[4], [0, 1, 2, 3]]
+
+
+# --- Free memory
+
+
+def test_free_memory_is_what_the_system_calls_available(tmp_path, monkeypatch):
+    told = tmp_path / "meminfo"
+    told.write_text("MemTotal:  900 kB\nMemFree:  10 kB\nMemAvailable:     300 kB\nHugePages: 0\n")
+    monkeypatch.setattr("zoestim.evaluation._cost._MEMORY", told)
+    assert free_memory(torch.device("cpu")) == 300 * 1024
+
+
+def test_free_memory_is_assumed_where_the_system_does_not_say(tmp_path, monkeypatch):
+    monkeypatch.setattr("zoestim.evaluation._cost._MEMORY", tmp_path / "nothing")
+    assert free_memory(torch.device("cpu")) == UNKNOWN > 0

@@ -297,3 +297,34 @@ def test_the_module_is_as_it_was_after_a_query_error():
     with pytest.raises(QueryError):
         evaluate(objective, Batch(case.X * torch.nan, case.y), all_queries(objective))
     assert all(torch.equal(value, before[name]) for name, value in module.state_dict().items())
+
+
+# --- Parameters that change no output
+
+
+class Partly(nn.Module):
+    """Reads only some of the features that its last layer makes."""
+
+    def __init__(self):
+        super().__init__()
+        self.body, self.head = nn.Linear(4, 5), nn.Linear(5, 3)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.head(torch.tanh(self.body(x)))[:, 1:]
+
+
+def own_criterion(outputs: Tensor, y: Tensor) -> Tensor:
+    return (outputs[:, 0] - y).square()
+
+
+@pytest.mark.parametrize("criterion", [nn.CrossEntropyLoss(), own_criterion], ids=["torch", "own"])
+def test_outputs_that_do_not_change_are_folded_too(criterion):
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(0)
+        module, X = Partly().double(), torch.randn(6, 4).double()
+    objective, y = Objective(module, criterion), torch.arange(6) % 2
+    indices = objective.parameters.flatten({"head.weight": torch.arange(5)})
+    found = evaluate(objective, Batch(X, y), CoordinateEstimator(5e-3).queries(indices))
+    assert (found.losses == found.base_loss).all()
+    evaluate(objective, Batch(X, y), all_queries(objective))
+    assert not objective.reuse.unfolded

@@ -130,6 +130,20 @@ def test_queries_that_are_not_folded_are_named_with_the_reason(layer, folds: boo
     assert all(objective.reuse.unfolded.values())
 
 
+# --- A graph that is cut anew
+
+
+def test_what_was_proven_of_another_graph_is_proven_again():
+    objective = Objective(layers(), MSE)
+    base(objective)
+    objective.proven.add(("0.weight",))
+    objective.foldable["0.weight",] = False
+    objective.costs["key"] = None
+    objective._program = None
+    base(objective)
+    assert (objective.proven, objective.foldable, objective.costs) == (set(), {}, {})
+
+
 # --- A graph is proven on the first batch
 
 

@@ -31,6 +31,11 @@ def pointwise() -> list[Row]:
     ]
     return [(make, VECTORS) for make in (*plain, *told)] + [
         (lambda: nn.Flatten(2), VOLUMES),
+        *((nn.PReLU, SERIES), (lambda: nn.PReLU(4), IMAGES), (lambda: nn.PReLU(4), VECTORS)),
+        (lambda: nn.Unflatten(1, (2, 2)), SERIES),
+        *((lambda: nn.ZeroPad1d(2), SERIES), (lambda: nn.ConstantPad1d((1, 0), 2.5), SERIES)),
+        *((lambda: nn.ZeroPad2d(1), IMAGES), (lambda: nn.ConstantPad2d((1, 0, 2, 3), -1), IMAGES)),
+        *((lambda: nn.ZeroPad3d(1), VOLUMES), (lambda: nn.ConstantPad3d(1, 0.5), VOLUMES)),
         (lambda: nn.Softmax(1), IMAGES),
         *((lambda: nn.Dropout1d(0.4), SERIES), (lambda: nn.Dropout2d(0.4), IMAGES)),
         (lambda: nn.Dropout3d(0.4), VOLUMES),
@@ -154,6 +159,12 @@ def hooked() -> nn.Module:
     return module
 
 
+def patched() -> nn.Module:
+    module = nn.Linear(4, 3)
+    module.forward = lambda x: 2 * nn.Linear.forward(module, x)
+    return module
+
+
 def pre_hooked() -> nn.Module:
     module = nn.Linear(4, 3)
     module.register_forward_pre_hook(lambda *_: None)
@@ -164,6 +175,7 @@ def pre_hooked() -> nn.Module:
     ("module", "shape"),
     [
         *((Own(4, 3), VECTORS), (hooked(), VECTORS), (pre_hooked(), VECTORS)),
+        (patched(), VECTORS),
         *((nn.Embedding(5, 2, max_norm=1.0), TOKENS), (nn.EmbeddingBag(5, 2, 1.0), TOKENS)),
         (nn.Conv2d(4, 3, 3, padding=1, padding_mode="reflect"), IMAGES),
         (nn.InstanceNorm1d(4, track_running_stats=True), SERIES),

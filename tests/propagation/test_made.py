@@ -183,7 +183,7 @@ def test_lanes_are_joined_and_settled_as_what_they_are(kind: str, monkeypatch):
     monkeypatch.setattr(LARGE, 1)
     X, indices = normal(3, 2, 8, 8, seed=7), KINDS[kind]
     whole, pieces = made(kind, X, indices), [made(kind, X, [index]) for index in indices]
-    together = joined([Value(whole.base, piece.change) for piece in pieces])
+    together = joined([Value(whole.base, piece.change) for piece in pieces], [1] * len(pieces))
     assert torch.equal(together.dense(), whole.dense())
     fixed = settled(made(kind, X, indices))
     assert type(fixed.change) is Slab

@@ -68,12 +68,27 @@ def test_any_change(function, arguments: dict[str, Any], data: st.DataObject, sh
     assert isinstance(found, Slab) == isinstance(x.change, Slab)
 
 
+@pytest.mark.parametrize("slopes", [[0.3], [-0.5, 0.0, 2.0]], ids=["one", "channels"])
+@pytest.mark.parametrize("shape", [(4, 3), (2, 3, 5), (2, 3, 4, 5)], ids=str)
+@given(st.data())
+@quick
+def test_prelu(shape: tuple[int, ...], slopes: list[float], data: st.DataObject):
+    x, weight = data.draw(moved(shape)), Value(torch.tensor(slopes, dtype=torch.float64))
+    check(F.prelu, x, weight)
+
+
+def test_a_slope_of_prelu_that_changes_is_left_to_the_operation():
+    x, weight = normal(4, 3), torch.tensor([0.25], dtype=torch.float64)
+    site = Site(Value(F.prelu(x, weight)), lambda f: f())
+    assert RULES[F.prelu](site, Value(x), entry(weight, [0])) is NotImplemented
+
+
 def test_every_pointwise_rule_is_in_this_table():
     module = RULES[torch.relu].__module__
     tested = {function for function, _ in ALL}
     twins = {getattr(torch, function) for function in tested if isinstance(function, str)}
     rules = {function for function, r in RULES.items() if r.__module__ == module}
-    assert rules - tested - twins == set()
+    assert rules - tested - twins == {F.prelu}
 
 
 @pytest.mark.parametrize("function", [torch.relu, torch.tanh, torch.exp, F.gelu])

@@ -12,6 +12,7 @@ from torch.nn import functional as F
 from propagation.chains import applied, differences, seeded, site, some_of, unchecked
 from propagation.lanes import check, entry, slab
 from propagation.strategies import normal, quick
+from zoestim.evaluation import Batch, Objective, Propagation
 from zoestim.propagation import RULES, Slab, Value, joined, nbytes, settled
 from zoestim.propagation._made import Made
 from zoestim.propagation._normalized import Normalized, NormalizedSlabs
@@ -68,6 +69,62 @@ def test_what_follows_a_product(behind: str, name: str, gain: Any, large: int, m
     module = network(gain, *BEHIND[behind]())
     found, expected = differences(module, normal(3, 2, 8, 9, seed=7), name, some_of(module, name))
     torch.testing.assert_close(found.expand_as(expected), expected, rtol=1e-9, atol=1e-12)
+
+
+class Tail(nn.Module):
+    """The end of a residual block in front of a pooling, normalised on both ways or on one."""
+
+    def __init__(self, kind: str):
+        super().__init__()
+        self.first, self.one = nn.Conv2d(2, 3, 3, padding=1), nn.Conv2d(3, 4, 1)
+        self.second, self.norm = nn.Conv2d(3, 4, 3, padding=1), nn.BatchNorm2d(4)
+        self.kind = kind
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = torch.tanh(self.first(x))
+        if self.kind == "shortcut":
+            x = F.relu(self.norm(self.second(x)) + self.one(x))
+        elif self.kind == "constant":
+            x = self.norm(self.second(x)) + torch.linspace(-9, 9, 72).double().view(8, 9)
+        else:  # two convolutions of one input, normalised together
+            x = self.norm(self.second(x) + self.one(x))
+        return F.max_pool2d(x, 2)
+
+
+@each_way
+@pytest.mark.parametrize("kind", ["shortcut", "constant", "together"])
+@pytest.mark.parametrize("name", ["first.weight", "second.weight", "norm.weight"])
+def test_what_is_added_between_normalisation_and_pooling(
+    name: str, kind: str, large: int, monkeypatch
+):
+    monkeypatch.setattr(LARGE, large)
+    module, X = seeded(Tail(kind)), normal(3, 2, 8, 9, seed=7)
+    found, expected = differences(module, X, name, some_of(module, name))
+    torch.testing.assert_close(found.expand_as(expected), expected, rtol=1e-9, atol=1e-12)
+
+
+@torch.no_grad()
+def test_convolutions_of_one_input_keep_their_moments_apart(monkeypatch):
+    monkeypatch.setattr(LARGE, 1)
+    module, X = seeded(Tail("together")), normal(3, 2, 8, 9, seed=7)
+    objective = Objective(module, nn.MSELoss())
+    propagation = Propagation(*objective.base(Batch(X, X)), objective.ways)
+    for name in ("second.weight", "one.weight", "second.weight"):
+        moved = entry(module.get_parameter(name).detach(), [0, 5], step=0.05)
+        found = propagation.run({name: moved.change}).dense()
+        _, expected = differences(module, X, name, [0, 5])
+        torch.testing.assert_close(found, expected, rtol=1e-9, atol=1e-12)
+
+
+@each_way
+@pytest.mark.parametrize("groups", [2, 4])
+def test_grouped_convolutions(groups: int, large: int, monkeypatch):
+    monkeypatch.setattr(LARGE, large)
+    layers = nn.Conv2d(4, 8, 3, groups=groups), nn.BatchNorm2d(8), nn.MaxPool2d(2), nn.ReLU()
+    module, X = seeded(nn.Sequential(*layers)), normal(3, 4, 8, 9, seed=7)
+    indices = list(range(0, module[0].weight.numel(), 7))
+    found, expected = differences(module, X, "0.weight", indices)
+    torch.testing.assert_close(found, expected, rtol=1e-9, atol=1e-12)
 
 
 @each_way
@@ -128,7 +185,7 @@ def _lazy(monkeypatch) -> None:
 @each_start
 def test_values_and_lanes_are_those_of_the_convolution(starts: tuple[int, ...]):
     x, whole = product(*starts)
-    assert nbytes(x) == whole.nbytes
+    assert nbytes(x) == whole.nbytes * 9 / 4  # nine shifts make four channels
     lanes = x.change.made
     assert not x.change.taken
     torch.testing.assert_close(lanes.dense(x.base.shape), whole, rtol=1e-12, atol=1e-12)
@@ -159,7 +216,7 @@ def test_lanes_are_joined_and_settled_as_what_they_are(starts: tuple[int, ...]):
     pooled = unchecked(unchecked(product(*starts)[0], "normalise"), "largest")
     assert type(pooled.change) is Made
     assert type(settled(pooled).change) is Slab
-    together = joined([pooled, pooled]).dense()
+    together = joined([pooled, pooled], [len(starts)] * 2).dense()
     assert torch.equal(together, pooled.dense().repeat(2, 1, 1, 1, 1))
 
 

@@ -3,7 +3,7 @@
 from zoestim.evaluation._black_box import BlackBox
 from zoestim.evaluation._cost import Cost, assumed, counted, equal_shares, measure
 from zoestim.evaluation._cut import FeatureReuse, FeatureReuseWarning
-from zoestim.evaluation._evaluate import Evaluation, QueryError, evaluate
+from zoestim.evaluation._evaluate import Evaluation, QueryError, evaluate, unchanged_attributes
 from zoestim.evaluation._inputs import (
     MATRIX_TYPES,
     PRECISIONS,
@@ -13,6 +13,7 @@ from zoestim.evaluation._inputs import (
     first_parameter,
     private_generator,
 )
+from zoestim.evaluation._lanes import out_of_memory
 from zoestim.evaluation._loss import BatchLoss
 from zoestim.evaluation._objective import Batch, Objective
 from zoestim.evaluation._parameters import ParameterMap
@@ -44,6 +45,8 @@ __all__ = [
     "evaluate",
     "first_parameter",
     "measure",
+    "out_of_memory",
     "private_generator",
+    "unchanged_attributes",
     "unchanged_generators",
 ]

@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-import os
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -27,6 +27,9 @@ FAR_SMALLER = 8
 PEAK_FACTOR = 3
 # Of the memory that is free, the part that folds may take by default.
 FREE_SHARE = 0.25
+# What is taken to be free on a CPU where nobody says.
+UNKNOWN = 2**32
+_MEMORY = Path("/proc/meminfo")
 
 
 @dataclass(frozen=True)
@@ -142,7 +145,13 @@ def equal_shares(work: Sequence[float], n_shares: int) -> list[list[int]]:
 
 
 def free_memory(device: torch.device) -> int:
-    """Return how many bytes are free on a device; for a CPU, in physical memory."""
+    """Return how many bytes are free on a device; for a CPU, in physical memory.
+
+    Where the system does not say, as outside Linux, it is taken for `UNKNOWN`.
+    """
     if device.type == "cuda":
         return torch.cuda.mem_get_info(device)[0]
-    return os.sysconf("SC_AVPHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
+    if not _MEMORY.exists():
+        return UNKNOWN
+    sizes = dict(line.split(":") for line in _MEMORY.read_text().splitlines())
+    return int(sizes["MemAvailable"].removesuffix("kB")) * 1024

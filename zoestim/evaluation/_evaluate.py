@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 import torch
@@ -102,14 +102,14 @@ def evaluate(
         propagation = Propagation(program, done, objective.ways, objective.matrix_type)
         budget = objective.memory_budget or int(FREE_SHARE * free_memory(batch.X.device))
         run = _Run(objective, batch, program, done, base_loss, draws, propagation, budget)
-        with _unchanged_attributes(objective.module):
+        with unchanged_attributes(objective.module):
             losses = run.all_losses(queries)
         _refuse_nonfinite(losses, queries, objective, batch)
     return Evaluation(base_loss, losses, done.output, done.tensors)
 
 
 @contextmanager
-def _unchanged_attributes(module: nn.Module) -> Iterator[None]:
+def unchanged_attributes(module: nn.Module) -> Iterator[None]:
     """Forget what forwards store of queries: a lane of a fold cannot even be pickled."""
     attributes = [(part, dict(vars(part))) for part in module.modules()]
     try:
@@ -132,6 +132,7 @@ class _Run:
     draws: RandomState | None  # what the criterion is to draw, if it draws at all
     propagation: Propagation
     memory_budget: int
+    fitting: dict[tuple[str, ...], int] = field(default_factory=dict)  # the most lanes that fit
 
     def all_losses(self, queries: Queries) -> Tensor:
         """Return the loss of each query."""
@@ -171,6 +172,8 @@ class _Run:
 
     def changes(self, chunk: Chunk) -> Tensor:
         """Return by how much each query changes the loss: folded if that is proven."""
+        if len(chunk) > self.fitting.get(chunk.names, len(chunk)):
+            return self._by_halves(chunk)
         folded = self._try_fold(chunk) if self.objective.foldable[chunk.names] else None
         if folded is not None:
             return folded
@@ -191,7 +194,8 @@ class _Run:
     def _try_fold(self, chunk: Chunk) -> Tensor | None:
         """Fold a chunk; refuse the fold for good if it fails or differs from the loop."""
         try:
-            changes = self._loss_changes(self.propagation.run(chunk.changes, chunk.fold)).cpu()
+            outputs = self.propagation.run(chunk.changes, chunk.fold)
+            changes = self._loss_changes(outputs, len(chunk)).cpu()
         except Exception as error:
             if not out_of_memory(error):
                 if self.program.boxes(self.program.dependents(chunk.names)):
@@ -200,19 +204,28 @@ class _Run:
                 return None
             changes = None
         if changes is None:  # the memory of the failed fold is free only here
-            return torch.cat([self.changes(h) for h in chunk.halves()]) if len(chunk) > 1 else None
+            return self._by_halves(chunk) if len(chunk) > 1 else None
         if self._is_exact(chunk, changes):
             return changes
         self._unfold(chunk.names, "its operations do not fold exactly")
         return None
 
-    def _loss_changes(self, outputs: Any) -> Tensor:
+    def _by_halves(self, chunk: Chunk) -> Tensor:
+        """Fold the halves of a chunk that did not fit, and no larger ones on this batch."""
+        halves = chunk.halves()
+        most = max(map(len, halves))
+        self.fitting[chunk.names] = min(most, self.fitting.get(chunk.names, most))
+        return torch.cat([self.changes(half) for half in halves])
+
+    def _loss_changes(self, outputs: Any, n_lanes: int) -> Tensor:
         """Return by how much changed outputs change the loss."""
+        leaves, spec = pytree.tree_flatten(outputs)
+        if not any(isinstance(leaf, Value) and leaf.change is not None for leaf in leaves):
+            return torch.zeros(n_lanes, dtype=torch.float64)
         if isinstance(outputs, Value) and self.draws is None:
             closed = self.objective.loss.changes(outputs, self.batch.target)
             if closed is not None:
                 return closed
-        leaves, spec = pytree.tree_flatten(outputs)
 
         def operation(lanes: list[Any], wide: bool) -> Tensor:
             return self._criterion(pytree.tree_unflatten(lanes, spec), wide)
@@ -224,15 +237,16 @@ class _Run:
         """Judge the first fold of some parameters by two queries on their own.
 
         A query is judged by its difference from the base, which is what the gradient is
-        made of: the losses themselves differ so little that any would pass. A black box may
-        be paid for: it is asked the queries and nothing beside them.
+        made of: the losses themselves differ so little that any would pass. The one that
+        changes the loss most is least hidden by rounding. A black box may be paid for: it is
+        asked the queries and nothing beside them.
         """
         proven, names = self.objective.proven, chunk.names
-        if names in proven or self.program.boxes(self.program.dependents(names)):
+        if not names or names in proven or self.program.boxes(self.program.dependents(names)):
             return True
         precision = torch.finfo(chunk.theta[names[0]].dtype)
         rounding = 64 * precision.eps * max(1.0, abs(self.base_loss))
-        lanes = sorted({0, len(chunk) - 1})
+        lanes = sorted({0, 1 + int(changes[1:].abs().argmax()) if len(chunk) > 1 else 0})
         expected, found = self._one_by_one(chunk, lanes), changes[lanes]
         rtol = 1e-6 if precision.eps < 1e-12 else 1e-2
         rtol = 0.2 if self.objective.matrix_type is not None else rtol

@@ -137,6 +137,7 @@ class Objective:
         if self._program is None or not self._holds(self._program, batch):
             self._program, self.reuse = cut(self.module, batch.X, self.feature_reuse)
             self.ways = Ways(self.reuse.unfolded)
+            self.foldable, self.costs, self.proven = {}, {}, set()  # they were another graph's
         done = self._program.run(batch.X.clone())  # a node may write to its input
         if self._check_outputs is not None:
             self._check_outputs(done.output, batch)

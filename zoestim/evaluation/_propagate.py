@@ -119,6 +119,7 @@ class Propagation:
         fold : Fold, optional
             In which pieces to go through the first nodes; by default in one.
         """
+        self._ran = set()
         schedule = self.program.schedule(changes)
         moved: dict[fx.Node, Any] = {}
         if fold is not None and len(fold.pieces) > 1:
@@ -127,7 +128,7 @@ class Propagation:
                 piece = {n: c.lanes(slice(at, at + size)) for n, c in changes.items()}
                 parts.append(self._through(schedule[: fold.cut], piece, {}))
                 at += size
-            moved = {node: joined([part[node] for part in parts]) for node in parts[0]}
+            moved = {n: joined([part[n] for part in parts], fold.pieces) for n in parts[0]}
             schedule = schedule[fold.cut :]
         moved = self._through(schedule, changes, moved)
         last = self.program.nodes[-1]

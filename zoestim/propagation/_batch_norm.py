@@ -110,7 +110,7 @@ def _slab_by_batch(site: Site, x: Value, eps: float, gain: Tensor | None) -> Sla
     moved = moved.to(x.base.dtype).view(*moved.shape, *[1] * (x.base.ndim - 1))
     if isinstance(change, Made) and change.width == 1 and is_large(change.rest, change.like):
         made = _made(change, change.beside(normal.z), moved)
-        return NormalizedSlabs(made, Origin(x, normal, gain, change, moved))
+        return NormalizedSlabs(made, Origin(site.out.base, x, normal, gain, change, moved))
     z, d = change.of(normal.z), change.values
     scale, slope, shift = moved
     out = d.mul_(scale) if site.may_overwrite(d) else d * scale
@@ -146,6 +146,6 @@ def _made(change: Made, z: list[Tensor], moved: Tensor) -> Made:
 def _dense_by_batch(site: Site, x: Value, eps: float, gain: Tensor | None) -> Pending:
     """Normalise all that changes; of a product that is still to be taken, when it is asked."""
     if isinstance(x.change, Product) and not x.change.taken:
-        return Normalized(x, eps, gain)
+        return Normalized(site.out.base, x, eps, gain)
     values = x.dense()
     return normalized_rows(x, values, site.may_overwrite(values), eps, gain)

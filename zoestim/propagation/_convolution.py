@@ -78,7 +78,7 @@ def _of_weight(site: Site, x: Value, weight: Value, window: Window, settings: An
     o, tap = change.indices // (n_in * n_taps), change.indices % n_taps
     channel = o // (n_out // groups) * n_in + change.indices // n_taps % n_in
     lanes = torch.stack([channel, tap, o])
-    return Shifts(x, window, lanes, change.steps)
+    return Shifts(x, window, lanes, change.steps, groups)
 
 
 class Shifts(Made):
@@ -94,10 +94,12 @@ class Shifts(Made):
         Which input channel, tap and output channel, on the host.
     steps : Tensor of shape (k,)
         What they are multiplied by.
+    groups : int
+        In how many groups the channels are.
     """
 
-    def __init__(self, x: Value, window: Window, lanes: Tensor, steps: Tensor):
-        given = {"starts": lanes[2], "dim": 1, "like": steps, "steps": steps}
+    def __init__(self, x: Value, window: Window, lanes: Tensor, steps: Tensor, groups: int):
+        given = {"starts": lanes[2], "dim": 1, "like": steps, "steps": steps, "groups": groups}
         given |= {"rest": (x.base.shape[0], *window.size), "offsets": None}
         for name, value in (given | {"x": x, "window": window, "lanes": lanes}).items():
             object.__setattr__(self, name, value)
@@ -106,6 +108,7 @@ class Shifts(Made):
     window: Window
     lanes: Tensor
     steps: Tensor
+    groups: int
 
     @property
     def large(self) -> bool:
@@ -156,27 +159,34 @@ class Shifts(Made):
 
         They are known for all inputs, shifts and outputs at once.
         """
-        key = (Shifts, id(z))
+        key = (Shifts, self.window, id(z))
         if key not in self.x.memo:
             self.x.memo[key] = z, self._of_all(z)  # z is held, so that its address stays its own
         channel, tap, o = self.lanes.to(z.device, non_blocking=True)
+        mean, cross, square = self.x.memo[key][1]
         steps = self.steps.double()
-        moments = self.x.memo[key][1][channel, tap, o]
-        return moments * torch.stack([steps, steps, steps.square()], 1)
+        products = cross[channel, tap, o % cross.shape[2]] * steps
+        moments = mean[channel, tap] * steps, products, square[channel, tap] * steps.square()
+        return torch.stack(moments, 1)
 
-    def _of_all(self, z: Tensor) -> Tensor:
-        """Return them for a step of 1, (n_in, n_taps, n_out, 3)."""
-        pixels = z.movedim(1, -1).flatten(1).t()
-        planes, moments = self.x.derived(_padded_planes, self.window), []
-        n_taps = math.prod(self.window.kernel)
-        for channels in planes.split(max(1, _STACKED // (n_taps * len(pixels)))):
-            taps = [tap.movedim(1, -1) for tap in self.window.taps(channels)]
-            shifted = torch.stack(taps, 1).flatten(2).flatten(0, 1)
-            cross = (shifted @ pixels).double()
-            square = torch.linalg.vector_norm(shifted, dim=1).double().square()
-            each = shifted.sum(1).double()[:, None], cross, square[:, None]
-            moments.append(torch.stack(torch.broadcast_tensors(*each), -1))
-        return torch.cat(moments).unflatten(0, (-1, n_taps)) / len(pixels)
+    def _of_all(self, z: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        """Return them for a step of 1: of d and d^2, (n_in, n_taps), of d z, (..., n_out).
+
+        An input channel meets the outputs of its own group alone.
+        """
+        planes, n_taps = self.x.derived(_padded_planes, self.window), math.prod(self.window.kernel)
+        n_pixels = math.prod(self.rest)
+        at_once = max(1, _STACKED // (n_taps * n_pixels))
+        found = []
+        for inputs, outputs in zip(planes.chunk(self.groups), z.chunk(self.groups), strict=True):
+            pixels = outputs.movedim(1, -1).flatten(1).t()
+            for channels in inputs.split(at_once):
+                taps = [tap.movedim(1, -1) for tap in self.window.taps(channels)]
+                shifted = torch.stack(taps, 1).flatten(2)
+                norm = torch.linalg.vector_norm(shifted, dim=2)
+                found.append((shifted.sum(2), shifted @ pixels, norm))
+        total, cross, norm = (torch.cat(each) for each in zip(*found, strict=True))
+        return total.double() / n_pixels, cross / n_pixels, norm.double().square() / n_pixels
 
 
 def _padded_planes(x: Tensor, window: Window) -> Tensor:

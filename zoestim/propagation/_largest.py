@@ -41,8 +41,9 @@ def largest(site: Site, x: Value, window: Window) -> Slab | Dense:
     """
     n_axes = len(window.size)
     edges = window.edges(x.base.shape[-n_axes:])
-    apart = not (window.overlaps or any(edges))
-    if apart and isinstance(x.change, Normalized | NormalizedSlabs):
+    normalized = isinstance(x.change, Normalized | NormalizedSlabs)
+    # What passed an addition has the same change, but not the same elements.
+    if normalized and x.change.out is x.base and not (window.overlaps or any(edges)):
         return _largest_of_normalized(x.change.origin, window)
     change = block_of_planes(x, n_axes)
     if any(edges):

@@ -30,14 +30,15 @@ def lower(module: nn.Module, x: Value, tensors: Mapping[str, Value]) -> Call | N
     Parameters
     ----------
     module : nn.Module
-        The module: by its exact type, and without hooks, which would do more.
+        The module: by its exact type, and without hooks or a forward of its own, which would
+        do more.
     x : Value
         Its one input.
     tensors : dict from local name to Value
         Its parameters and buffers.
     """
-    hooked = module._forward_hooks or module._forward_pre_hooks
-    lowering = None if hooked else _LOWERINGS.get(type(module))
+    own = module._forward_hooks or module._forward_pre_hooks or "forward" in vars(module)
+    lowering = None if own else _LOWERINGS.get(type(module))
     return lowering(module, x, tensors) if lowering else None
 
 
@@ -58,6 +59,22 @@ def _lowers(*kinds: type[nn.Module]) -> Callable[[Lowering], Lowering]:
 @_lowers(nn.Linear)
 def _linear(m: nn.Linear, x: Value, t: Mapping[str, Value]) -> Call:
     return Call(F.linear, (x, t["weight"], t.get("bias")))
+
+
+@_lowers(nn.PReLU)
+def _prelu(m: nn.PReLU, x: Value, t: Mapping[str, Value]) -> Call:
+    return Call(F.prelu, (x, t["weight"]))
+
+
+@_lowers(nn.Unflatten)
+def _unflatten(m: nn.Unflatten, x: Value, t: Mapping[str, Value]) -> Call | None:
+    return Call(torch.unflatten, (x, m.dim, m.unflattened_size)) if isinstance(m.dim, int) else None
+
+
+@_lowers(nn.ZeroPad1d, nn.ZeroPad2d, nn.ZeroPad3d)
+@_lowers(nn.ConstantPad1d, nn.ConstantPad2d, nn.ConstantPad3d)
+def _constant_pad(m: Any, x: Value, t: Mapping[str, Value]) -> Call:
+    return Call(F.pad, (x, list(m.padding), "constant", m.value))
 
 
 @_lowers(nn.Embedding)

@@ -20,6 +20,8 @@ class Origin(NamedTuple):
 
     Parameters
     ----------
+    out : Tensor
+        What the normalisation gave in the unperturbed pass.
     x : Value
         What is normalised, to z.
     normal : Normal
@@ -32,6 +34,7 @@ class Origin(NamedTuple):
         Scale, slope and shift of each lane's channels.
     """
 
+    out: Tensor
     x: Value
     normal: Normal
     gain: Tensor | None
@@ -51,10 +54,12 @@ class NormalizedSlabs(Made):
     """
 
     origin: Origin
+    out: Tensor
 
     def __init__(self, made: Made, origin: Origin):
         super().__init__(made.starts, made.dim, made.rest, made.like, made.make, made.offsets)
         object.__setattr__(self, "origin", origin)
+        object.__setattr__(self, "out", origin.out)
 
 
 class Normalized(Pending):
@@ -62,6 +67,8 @@ class Normalized(Pending):
 
     Parameters
     ----------
+    out : Tensor
+        What the normalisation gave in the unperturbed pass.
     x : Value
         What is normalised; its change is a :class:`Product`.
     eps : float
@@ -70,13 +77,15 @@ class Normalized(Pending):
         What the normalised value is multiplied by.
     """
 
+    out: Tensor
     x: Value
     product: Product
     eps: float
     gain: Tensor | None
 
-    def __init__(self, x: Value, eps: float, gain: Tensor | None):
-        for name, value in (("x", x), ("product", x.change), ("eps", eps), ("gain", gain)):
+    def __init__(self, out: Tensor, x: Value, eps: float, gain: Tensor | None):
+        given = {"out": out, "x": x, "product": x.change, "eps": eps, "gain": gain}
+        for name, value in given.items():
             object.__setattr__(self, name, value)
 
     @property
@@ -93,7 +102,7 @@ class Normalized(Pending):
         moved = moved if self.gain is None else moved.mul_(self.gain)
         normal = self.x.derived(normal_planes, made.order, self.eps)
         moved = moved.to(z.dtype).view(*moved.shape, *[1] * len(made.rest))
-        return Origin(self.x, normal, self.gain, made, moved)
+        return Origin(self.out, self.x, normal, self.gain, made, moved)
 
     @cached_property
     def whole(self) -> Pending:

@@ -152,6 +152,25 @@ def leaky_relu(site: Site, x: Value, negative_slope: float = 0.01, inplace: bool
     return elementwise(x, move)
 
 
+@rule(F.prelu)
+def prelu(site: Site, input: Value, weight: Value) -> Any:
+    """Change p + a (d - p), with one slope a for all or for each channel; it stays."""
+    if weight.change is not None or input.change is None:
+        return NotImplemented
+
+    def move(d: Tensor, change: Slab | Dense) -> Tensor:
+        p = _clamp_step(input, d, change, 0.0, None)
+        return torch.addcmul(p, input.part(change, _slopes, weight.base), d - p)
+
+    return elementwise(input, move)
+
+
+def _slopes(b: Tensor, weight: Tensor) -> Tensor:
+    """Return the slope below zero of each element, in memory as b."""
+    along = weight if weight.numel() == 1 else weight.view(-1, *[1] * (b.ndim - 2))
+    return torch.empty_like(b).copy_(along)
+
+
 @rule(torch.abs, "abs")
 def absolute(site: Site, x: Value) -> Any:
     """Change 2 p - d, where p is that of ``max(x, 0)``."""

@@ -45,9 +45,9 @@ class Product(Dense):
 
     @property
     def nbytes(self) -> int:
-        """How many bytes the values take."""
-        n_elements = len(self.slab) * self.rows.shape[-1] * math.prod(self.rest)
-        return n_elements * self.slab.element_size()
+        """How many bytes the values take, or the shifts where there are more of them."""
+        n_planes = len(self.slab) * max(self.rows.shape[1:])
+        return n_planes * math.prod(self.rest) * self.slab.element_size()
 
     @cached_property
     def values(self) -> Tensor:  # type: ignore[override]
