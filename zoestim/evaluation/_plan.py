@@ -122,8 +122,9 @@ class Group:
     def chunks(self, size: FoldSize) -> Iterator[Chunk]:
         """Cut the queries into chunks.
 
-        The chunks depend on the queries, the model and the batch alone, so that the
-        arithmetic, and with it every bit of the result, is the same wherever they run.
+        The chunks depend on the queries, the model, the batch and the size alone, so that with
+        a memory budget of one's own the arithmetic, and with it every bit of the result, is the
+        same wherever they run.
         """
         pieces: list[Tensor] = list(self.positions.split(size.piece))
         if self.rows is not None:

@@ -62,8 +62,8 @@ def _sum(site: Site, a: Operand, b: Operand, alpha: float) -> Any:
     if both_dense or alike(blocks):
         for block, other in ((first, last), (last, first)):
             if site.may_overwrite(block.values):
-                return _with_values(first, block.values.add_(other.values))
-        return _with_values(first, first.values + last.values)
+                return first.with_values(block.values.add_(other.values))
+        return first.with_values(first.values + last.values)
     if isinstance(first, Slab):
         first, last = last, first
     full = first.dense(site.out.base.shape)
@@ -79,11 +79,7 @@ def _block(site: Site, x: Operand, scale: float = 1) -> Slab | Dense:
     block = broadcast(_as_slab(x), out.shape)  # type: ignore[arg-type]
     if x.base.dtype != out.dtype:  # type: ignore[union-attr]
         block = converted_to(block, out.dtype)
-    return block if scale == 1 else _with_values(block, block.values * scale)
-
-
-def _with_values(block: Slab | Dense, values: Tensor) -> Slab | Dense:
-    return block.with_values(values) if isinstance(block, Slab) else Dense(values)
+    return block if scale == 1 else block.with_values(block.values * scale)
 
 
 def _as_slab(x: Value) -> Value:
@@ -107,10 +103,10 @@ def mul(site: Site, a: Operand, b: Operand) -> Any:
     if moves(a, b) == 1:
         moved, other = (a, b) if moves(a) else (b, a)
         block = _block(site, moved)
-        return _with_values(block, block.values * _factor(site, other, block))
+        return block.with_values(block.values * _factor(site, other, block))
     da, db = _pair(site, a, b)
     grown = db.values + _factor(site, b, db)
-    return _with_values(da, grown.mul_(da.values).addcmul_(_factor(site, a, da), db.values))
+    return da.with_values(grown.mul_(da.values).addcmul_(_factor(site, a, da), db.values))
 
 
 @rule(operator.truediv, torch.div, torch.divide, torch.true_divide, "div", "divide", "true_divide")
@@ -120,14 +116,14 @@ def div(site: Site, a: Operand, b: Operand, *, rounding_mode: str | None = None)
         return NotImplemented
     if not moves(b):
         da = _block(site, a)
-        return _with_values(da, da.values / _factor(site, b, da))
+        return da.with_values(da.values / _factor(site, b, da))
     if not moves(a):
         db = _block(site, b)
         above = -site.out.part(db) * db.values
     else:
         da, db = _pair(site, a, b)
         above = da.values - site.out.part(db) * db.values
-    return _with_values(db, above / (_factor(site, b, db) + db.values))
+    return db.with_values(above / (_factor(site, b, db) + db.values))
 
 
 def _pair(site: Site, a: Operand, b: Operand) -> tuple[Slab | Dense, Slab | Dense]:
@@ -284,7 +280,7 @@ def softmax(site: Site, x: Value, dim: int, dtype: Any = None) -> Any:
         values = torch.where(
             large, torch.exp(x.part(change, torch.log_softmax, dim) + moved), values
         )
-    return _with_values(change, values)
+    return change.with_values(values)
 
 
 @rule(torch.log_softmax, "log_softmax")
@@ -292,7 +288,8 @@ def log_softmax(site: Site, x: Value, dim: int, dtype: Any = None) -> Any:
     """Change d_j - log(1 + s), where s = sum p (e^d - 1)."""
     if dtype is not None:
         return NotImplemented
-    return _with_values(*_log_softmax_step(x, dim))
+    change, values = _log_softmax_step(x, dim)
+    return change.with_values(values)
 
 
 def _log_softmax_step(x: Value, dim: int) -> tuple[Slab | Dense, Tensor]:
@@ -339,7 +336,7 @@ def masked_fill(site: Site, x: Value, mask: Value, value: Operand) -> Any:
     if moves(value, mask):
         return NotImplemented
     block = _block(site, x)
-    return _with_values(block, block.values.masked_fill(_factor(site, mask, block, cast=False), 0))
+    return block.with_values(block.values.masked_fill(_factor(site, mask, block, cast=False), 0))
 
 
 @rule(torch.where)
@@ -353,4 +350,4 @@ def where(site: Site, condition: Value, a: Operand, b: Operand) -> Any:
         blocks = moved = list(_matched(site, moved))
     holds = _factor(site, condition, moved[0], cast=False)
     da, db = [0 if block is None else block.values for block in blocks]
-    return _with_values(moved[0], torch.where(holds, da, db))
+    return moved[0].with_values(torch.where(holds, da, db))

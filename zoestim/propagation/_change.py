@@ -133,6 +133,10 @@ class Dense:
         """How the elements of a lane lie in memory."""
         return self.values.stride()[1:]
 
+    def with_values(self, values: Tensor) -> Dense:
+        """Return other values of every element."""
+        return Dense(values)
+
     def lanes(self, part: slice) -> Dense:
         """Return the change of some of the lanes."""
         return Dense(self.values[part])

@@ -118,7 +118,7 @@ def converted_to(block: Slab | Dense, dtype: torch.dtype) -> Slab | Dense:
     if block.values.dtype == dtype:
         return block
     values = block.values.to(dtype)
-    return block.with_values(values) if isinstance(block, Slab) else Dense(values)
+    return block.with_values(values)
 
 
 # --- Larger tensors of the same elements

@@ -29,10 +29,6 @@ def block_of_planes(x: Value, n_axes: int) -> Slab | Dense:
     return change
 
 
-def with_values(block: Slab | Dense, values: Tensor) -> Slab | Dense:
-    return block.with_values(values) if isinstance(block, Slab) else Dense(values)
-
-
 def largest(site: Site, x: Value, window: Window) -> Slab | Dense:
     """Return the change of the largest element of each window, max(b + d) - max(b).
 
@@ -47,7 +43,7 @@ def largest(site: Site, x: Value, window: Window) -> Slab | Dense:
         return _largest_of_normalized(x.change.origin, window)
     change = block_of_planes(x, n_axes)
     if any(edges):
-        change = with_values(change, _padded(change.values, edges))
+        change = change.with_values(_padded(change.values, edges))
     if window.overlaps:
         return _largest_of_overlapping(site, x, change, window)
     if isinstance(change, Made):
@@ -56,7 +52,7 @@ def largest(site: Site, x: Value, window: Window) -> Slab | Dense:
     if isinstance(change, Pending):
         return Dense(_Slide(change.plus(gap).values, window)())
     lanes = [_slide(d, below, window) for d, below in by_lane(change.values, gap)]
-    return with_values(change, torch.cat(lanes) if len(lanes) > 1 else lanes[0])
+    return change.with_values(torch.cat(lanes) if len(lanes) > 1 else lanes[0])
 
 
 def _largest_of_made(change: Made, gap: list[Tensor], window: Window) -> Made:
@@ -202,6 +198,6 @@ def _largest_of_overlapping(
     site: Site, x: Value, padded: Slab | Dense, window: Window
 ) -> Slab | Dense:
     moved = window.taps(padded.values)
-    largest = site.out.part(with_values(padded, torch.empty_like(moved[0])))
+    largest = site.out.part(padded.with_values(torch.empty_like(moved[0])))
     bases = window.taps(x.part(padded, _padded_base, window))
-    return with_values(padded, _largest_sum(moved, (base - largest for base in bases)))
+    return padded.with_values(_largest_sum(moved, (base - largest for base in bases)))

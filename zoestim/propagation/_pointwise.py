@@ -33,7 +33,7 @@ def elementwise(x: Value, function: Callable[[Tensor, Slab | Dense], Tensor]) ->
         return NotImplemented
     change = as_block(x)
     values = function(change.values, change)
-    return change.with_values(values) if isinstance(change, Slab) else Dense(values)
+    return change.with_values(values)
 
 
 @rule(torch.relu, F.relu, "relu")

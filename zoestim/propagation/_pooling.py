@@ -11,7 +11,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from zoestim.propagation._change import Dense, Slab, Value
-from zoestim.propagation._largest import block_of_planes, largest, with_values
+from zoestim.propagation._largest import block_of_planes, largest
 from zoestim.propagation._table import Site, rule
 from zoestim.propagation._window import Window, each_axis
 
@@ -97,16 +97,16 @@ def _averaged(x: Value, window: Window | None, n_axes: int, pool: Any) -> Slab |
     values, shape = change.values, tuple(x.base.shape[-n_axes:])
     if window is not None and not any(window.edges(shape)):
         if window.kernel == shape:
-            return with_values(change, _mean(values, n_axes))
+            return change.with_values(_mean(values, n_axes))
         # Torch is slow on planes, and fast where channels are last in memory.
         if values.stride(-1) == 1 and math.prod(window.kernel) <= _SMALL:
             for axis in range(n_axes):
                 taps = window.along(values, axis)
                 values = sum(taps[1:], taps[0])
-            return with_values(change, values / math.prod(window.kernel))
+            return change.with_values(values / math.prod(window.kernel))
     n_folded = values.ndim - n_axes - 1
     pooled = pool(values.flatten(0, n_folded - 1))
-    return with_values(change, pooled.unflatten(0, values.shape[:n_folded]))
+    return change.with_values(pooled.unflatten(0, values.shape[:n_folded]))
 
 
 def _mean(values: Tensor, n_axes: int) -> Tensor:
