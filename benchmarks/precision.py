@@ -25,6 +25,7 @@ from torch import Tensor
 
 from benchmarks.speed.measure import cpu_model, print_table, write_json
 from benchmarks.speed.problems import Problem, built, cnn_problem, images, mlp_problem
+from benchmarks.speed.rivals import moved_losses
 from zoestim import estimate_gradient
 from zoestim.gradients import CoordinateQueries, SparseGradient
 from zoestim.models import resnet20
@@ -68,20 +69,10 @@ def doubled(problem: Problem) -> Problem:
 # --- How
 
 
-@torch.no_grad()
 def plain(problem: Problem, smoothing: float) -> Tensor:
     """Estimate as Eq. (1) is read, in the type of the module: move, run, subtract."""
-    module, X, y = problem.module, problem.X, problem.y
-    base = float(problem.criterion(module(X), y))
-    differences = []
-    for name, indices in problem.coordinates.items():
-        flat = module.get_parameter(name).view(-1)
-        for index in indices.tolist():
-            before = flat[index].clone()
-            flat[index] += smoothing
-            differences.append((float(problem.criterion(module(X), y)) - base) / smoothing)
-            flat[index] = before
-    return torch.tensor(differences, dtype=torch.float64)
+    base, losses = moved_losses(problem, smoothing)
+    return (torch.stack(losses).double() - base.double()) / smoothing
 
 
 def gradient(problem: Problem) -> Tensor:

@@ -21,6 +21,7 @@ from zoestim.evaluation import (
     assumed,
     counted,
     first_parameter,
+    in_brief,
     measure,
     out_of_memory,
     unchanged_attributes,
@@ -183,8 +184,11 @@ def explain(
     objective = Objective(module, nn.MSELoss())
     ratios = _checked(layer_ratios or {}, objective.parameters.names)
     inputs = as_input(X, module).to(first_parameter(module).device)
-    guards = unchanged_generators(inputs.device), unchanged_attributes(module)
-    with torch.no_grad(), guards[0], guards[1]:
+    with (
+        torch.no_grad(),
+        unchanged_generators(inputs.device),
+        unchanged_attributes(module),
+    ):
         program, done = objective.base(Batch(inputs, inputs))
         propagation = Propagation(program, done, objective.ways)
         forward = _of_forward(propagation, inputs)
@@ -238,7 +242,7 @@ def _layer(
         except Exception as error:  # an estimate would run these queries one by one
             if out_of_memory(error):
                 raise
-            reuse.unfolded[name] = " ".join(str(error).split())[:160]
+            reuse.unfolded[name] = in_brief(error)
             cost = assumed([done.values[node] for node in nodes])
     live = {source for node in nodes for source in node.all_input_nodes} - set(nodes)
     return LayerCost(

@@ -72,18 +72,23 @@ def zoestim(problem: Problem) -> Tensor:
 
 
 @torch.no_grad()
-def loop(problem: Problem) -> Tensor:
-    """Estimate as Eq. (1) is read: for each coordinate move it, run the model, move it back."""
+def moved_losses(problem: Problem, smoothing: float) -> tuple[Tensor, list[Tensor]]:
+    """Return the loss, and those with one coordinate moved, run and moved back after another."""
     X, y, module = problem.X, problem.y, problem.module
-    base = problem.criterion(module(X), y)
-    losses = []
+    base, losses = problem.criterion(module(X), y), []
     for name, indices in problem.coordinates.items():
         flat = module.get_parameter(name).view(-1)
         for index in indices.tolist():
             before = flat[index].clone()
-            flat[index] += SMOOTHING
+            flat[index] += smoothing
             losses.append(problem.criterion(module(X), y))
             flat[index] = before
+    return base, losses
+
+
+def loop(problem: Problem) -> Tensor:
+    """Estimate as Eq. (1) is read: for each coordinate move it, run the model, move it back."""
+    base, losses = moved_losses(problem, SMOOTHING)
     return (torch.stack(losses) - base) / SMOOTHING
 
 

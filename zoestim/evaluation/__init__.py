@@ -13,7 +13,7 @@ from zoestim.evaluation._inputs import (
     first_parameter,
     private_generator,
 )
-from zoestim.evaluation._lanes import out_of_memory
+from zoestim.evaluation._lanes import in_brief, out_of_memory
 from zoestim.evaluation._loss import BatchLoss
 from zoestim.evaluation._objective import Batch, Objective
 from zoestim.evaluation._parameters import ParameterMap
@@ -44,6 +44,7 @@ __all__ = [
     "equal_shares",
     "evaluate",
     "first_parameter",
+    "in_brief",
     "measure",
     "out_of_memory",
     "private_generator",

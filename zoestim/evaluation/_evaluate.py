@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from torch.utils import _pytree as pytree
 
 from zoestim.evaluation._cost import FREE_SHARE, Cost, assumed, fold_size, free_memory, measure
-from zoestim.evaluation._lanes import out_of_memory
+from zoestim.evaluation._lanes import in_brief, out_of_memory
 from zoestim.evaluation._objective import Batch, Objective
 from zoestim.evaluation._plan import Chunk, FoldSize, Group, make_groups
 from zoestim.evaluation._program import Pass, Program
@@ -257,7 +257,7 @@ class _Run:
 
     def _unfold(self, names: tuple[str, ...], reason: Exception | str) -> None:
         self.objective.foldable[names] = False
-        self.objective.reuse.unfolded[", ".join(names)] = " ".join(str(reason).split())[:160]
+        self.objective.reuse.unfolded[", ".join(names)] = in_brief(reason)
 
 
 def _refuse_nonfinite_base(loss: float, outputs: Any, batch: Batch) -> None:

@@ -86,7 +86,12 @@ class Ways:
                     raise
                 del left[0]
                 if left[0][0] is _one_by_one:
-                    self.slow.setdefault(name, " ".join(str(error).split())[:160])
+                    self.slow.setdefault(name, in_brief(error))
+
+
+def in_brief(reason: Exception | str) -> str:
+    """Return the beginning of an error's text, in one line."""
+    return " ".join(str(reason).split())[:160]
 
 
 def out_of_memory(error: Exception) -> bool:

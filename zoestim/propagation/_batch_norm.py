@@ -110,7 +110,7 @@ def _slab_by_batch(site: Site, x: Value, eps: float, gain: Tensor | None) -> Sla
     moved = moved.to(x.base.dtype).view(*moved.shape, *[1] * (x.base.ndim - 1))
     if isinstance(change, Made) and change.width == 1 and is_large(change.rest, change.like):
         made = _made(change, change.beside(normal.z), moved)
-        return NormalizedSlabs(made, Origin(site.out.base, x, normal, gain, change, moved))
+        return NormalizedSlabs(site.out.base, made, Origin(x, normal, gain, change, moved))
     z, d = change.of(normal.z), change.values
     scale, slope, shift = moved
     out = d.mul_(scale) if site.may_overwrite(d) else d * scale

@@ -280,6 +280,11 @@ def planes_of(base: Tensor, dim: int, order: tuple[int, ...]) -> Tensor:
     return copy.permute([axes.index(axis) for axis in range(planes.ndim)])
 
 
+def channels_last(lanes: Tensor) -> Tensor:
+    """Return lanes of images, (k, n, n_channels, *size), with the channels last in memory."""
+    return lanes.movedim(2, -1).contiguous().movedim(-1, 2)
+
+
 def _planes_of_elements(
     base: Tensor, dim: int, order: tuple[int, ...], function: Callable[..., Tensor], *args: Any
 ) -> Tensor:

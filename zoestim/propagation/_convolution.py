@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from zoestim.propagation._change import Change, Dense, Entry, Slab, Value, rows_of
+from zoestim.propagation._change import Change, Dense, Entry, Slab, Value, channels_last, rows_of
 from zoestim.propagation._made import Made, constant, is_large
 from zoestim.propagation._product import Product
 from zoestim.propagation._shape import whole
@@ -123,15 +123,11 @@ class Shifts(Made):
     @cached_property
     def values(self) -> Tensor:  # type: ignore[override]
         """What is added, (k, 1, n, *size)."""
-        return super().values if self.large else self.scaled(self.steps)
-
-    def scaled(self, factors: Tensor) -> Tensor:
-        """Return the shifted channels times some factors, (k, 1, n, *size)."""
-        n_taps = math.prod(self.window.kernel)
-        rows = rows_of(
-            self.x.derived(_patches, self.window), self.lanes[0] * n_taps + self.lanes[1]
-        )
-        return rows.mul_(factors.view(-1, *[1] * (rows.ndim - 1)))[:, None]
+        if self.large:
+            return super().values
+        patches, n_taps = self.x.derived(_patches, self.window), math.prod(self.window.kernel)
+        rows = rows_of(patches, self.lanes[0] * n_taps + self.lanes[1])
+        return rows.mul_(self.steps.view(-1, *[1] * (rows.ndim - 1)))[:, None]
 
     def make(self, k: int, out: Tensor, onto: Tensor | None) -> None:  # type: ignore[override]
         """Write a shifted channel times its step."""
@@ -181,8 +177,7 @@ class Shifts(Made):
         for inputs, outputs in zip(planes.chunk(self.groups), z.chunk(self.groups), strict=True):
             pixels = outputs.movedim(1, -1).flatten(1).t()
             for channels in inputs.split(at_once):
-                taps = [tap.movedim(1, -1) for tap in self.window.taps(channels)]
-                shifted = torch.stack(taps, 1).flatten(2)
+                shifted = self.window.shifts(channels)
                 norm = torch.linalg.vector_norm(shifted, dim=2)
                 found.append((shifted.sum(2), shifted @ pixels, norm))
         total, cross, norm = (torch.cat(each) for each in zip(*found, strict=True))
@@ -196,7 +191,7 @@ def _padded_planes(x: Tensor, window: Window) -> Tensor:
 
 def _patches(x: Tensor, window: Window) -> Tensor:
     """Return what each element of the kernel meets, (n_channels * n_taps, n, *size)."""
-    return torch.stack(window.taps(_padded_planes(x, window)), 1).flatten(0, 1)
+    return window.patches(_padded_planes(x, window)).flatten(0, 1)
 
 
 def _of_input(site: Site, x: Value, weight: Value, window: Window, settings: Any) -> Change:
@@ -211,8 +206,7 @@ def _of_input(site: Site, x: Value, weight: Value, window: Window, settings: Any
         product = Product(change.values[:, 0], window, rows, site.multiply)
         lazy = site.matrix_type is None and is_large(product.rest, rows)
         return product if lazy else Dense(product.values)
-    padded = window.pad(change.values[:, 0].contiguous())
-    taps = torch.stack(window.taps(padded), 1).flatten(2)
+    taps = window.patches(window.pad(change.values[:, 0].contiguous())).flatten(2)
     moved = site.multiply(torch.matmul, rows.mT, taps)
     starts = change.starts // weight.base.shape[1] * table.shape[-1]
     return Slab(moved.unflatten(2, (change.values.shape[2], *window.size)), starts, 1)
@@ -228,7 +222,7 @@ def _folded(site: Site, moved: Tensor, weight: Value, settings: Any) -> Tensor:
     """Convolve all lanes as one batch, channels last."""
     kernels = weight.base
     if kernels.ndim in _CHANNELS_LAST:
-        moved = moved.movedim(2, -1).contiguous().movedim(-1, 2)
+        moved = channels_last(moved)
         kernels = weight.derived(_channels_last)
 
     def convolve(x: Tensor, w: Tensor) -> Tensor:

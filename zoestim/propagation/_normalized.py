@@ -20,8 +20,6 @@ class Origin(NamedTuple):
 
     Parameters
     ----------
-    out : Tensor
-        What the normalisation gave in the unperturbed pass.
     x : Value
         What is normalised, to z.
     normal : Normal
@@ -34,7 +32,6 @@ class Origin(NamedTuple):
         Scale, slope and shift of each lane's channels.
     """
 
-    out: Tensor
     x: Value
     normal: Normal
     gain: Tensor | None
@@ -47,19 +44,21 @@ class NormalizedSlabs(Made):
 
     Parameters
     ----------
+    out : Tensor
+        What the normalisation gave in the unperturbed pass.
     made : Made
         What makes them.
     origin : Origin
         What they are made of.
     """
 
-    origin: Origin
     out: Tensor
+    origin: Origin
 
-    def __init__(self, made: Made, origin: Origin):
+    def __init__(self, out: Tensor, made: Made, origin: Origin):
         super().__init__(made.starts, made.dim, made.rest, made.like, made.make, made.offsets)
         object.__setattr__(self, "origin", origin)
-        object.__setattr__(self, "out", origin.out)
+        object.__setattr__(self, "out", out)
 
 
 class Normalized(Pending):
@@ -102,7 +101,7 @@ class Normalized(Pending):
         moved = moved if self.gain is None else moved.mul_(self.gain)
         normal = self.x.derived(normal_planes, made.order, self.eps)
         moved = moved.to(z.dtype).view(*moved.shape, *[1] * len(made.rest))
-        return Origin(self.out, self.x, normal, self.gain, made, moved)
+        return Origin(self.x, normal, self.gain, made, moved)
 
     @cached_property
     def whole(self) -> Pending:

@@ -52,8 +52,7 @@ class Product(Dense):
     @cached_property
     def values(self) -> Tensor:  # type: ignore[override]
         """What is added, (k, n, n_outputs, *size)."""
-        padded = self.window.pad(self.slab.contiguous())
-        taps = torch.stack(self.window.taps(padded), 1).flatten(2)
+        taps = self.window.patches(self.window.pad(self.slab.contiguous())).flatten(2)
         rows = self.rows.expand(len(self.slab), -1, -1)
         product = self.multiply(torch.bmm, taps.mT, rows)
         return product.unflatten(1, self.rest).movedim(-1, 2)
@@ -101,5 +100,4 @@ class Product(Dense):
         """The shifts of each lane, (k, n_taps, n_pixels), place by place."""
         places = self.slab.movedim(1, -1).contiguous()
         padded = F.pad(places, [0, 0, *self.window.edges(self.slab.shape[2:])])
-        taps = self.window.taps(padded.movedim(-1, 1))
-        return torch.stack([tap.movedim(1, -1) for tap in taps], 1).flatten(2)
+        return self.window.shifts(padded.movedim(-1, 1))

@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from zoestim.propagation._change import Value, planes_of
+from zoestim.propagation._change import Value, channels_last, planes_of
 from zoestim.propagation._normalization import Normal, moved_by, normalize
 from zoestim.propagation._pending import Pending
 from zoestim.propagation._tiles import TILE
@@ -61,8 +61,7 @@ def normalized_rows(
     gain : Tensor of shape (n_channels,) or None
         What the normalised value is multiplied by.
     """
-    if not values.movedim(2, -1).is_contiguous():
-        values = values.movedim(2, -1).contiguous().movedim(-1, 2)
+    values = channels_last(values)
     normal = x.derived(normal_pixels, eps)
     n_pixels, n_channels = normal.z.shape
     most = max(1, _COLUMNS // n_channels)

@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from functools import cached_property
 from typing import Any
 
+import torch
 from torch import Tensor
 from torch.nn import functional as F
 
@@ -76,6 +77,17 @@ class Window:
         for axis in range(len(self.size)):
             views = [tap for view in views for tap in self.along(view, axis)]
         return views
+
+    def patches(self, padded: Tensor) -> Tensor:
+        """Return all of them of some planes, stacked: (n_planes, n_taps, n, *size)."""
+        return torch.stack(self.taps(padded), 1)
+
+    def shifts(self, padded: Tensor) -> Tensor:
+        """Return them pixel by pixel, (n_planes, n_taps, n_pixels), of planes with the batch last.
+
+        The pixels are in the order (*size, n), as they lie in memory.
+        """
+        return torch.stack([tap.movedim(1, -1) for tap in self.taps(padded)], 1).flatten(2)
 
 
 def each_axis(given: Any, n_axes: int) -> tuple[int, ...]:
