@@ -9,7 +9,7 @@ import pytest
 import torch
 from torch import nn
 
-from zoestim import BlackBox, FeatureReuseWarning, estimate_gradient
+from zoestim import BlackBox, FeatureReuseWarning, QueryError, estimate_gradient
 
 pytestmark = pytest.mark.usefixtures("global_rng_untouched")
 
@@ -92,6 +92,10 @@ def test_an_error_of_a_black_box_says_what_was_moved():
         return X[:, :1] * params["a"]
 
     box = BlackBox(refuses, {"a": np.ones(1), "b": np.zeros(1)})
-    with pytest.raises(OSError, match="out of paper") as raised:
+    text = (
+        r"^The query at coordinate b\[0\] \(step 0\.005\) failed on the batch, asked 3 times by "
+        r"worker \S+: OSError: out of paper\. Mend its cause"
+    )
+    with pytest.raises(QueryError, match=text) as raised:
         estimate_gradient(box, nn.MSELoss(), INPUTS, INPUTS[:, :1])
-    assert raised.value.__notes__ == ["It came up while ('b',) were moved on the batch."]
+    assert isinstance(raised.value.__cause__, OSError)

@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 from torch import Tensor, nn
 
 from propagation.strategies import quick
-from zoestim.evaluation import Batch, Cost, Objective, Propagation, Visit, equal_shares, measure
+from zoestim.evaluation import Batch, Cost, Objective, Propagation, Visit, measure
 from zoestim.evaluation._cost import (
     FAR_SMALLER,
     MAX_FOLD,
@@ -208,28 +208,6 @@ def test_a_fold_is_never_smaller_than_its_pieces(sizes: list[int], budget: int):
     assert found.lanes == 1 or found.lanes * PEAK_FACTOR * max(sizes) <= budget
     small = found.cut == len(sizes) or FAR_SMALLER * sizes[found.cut - 1] <= max(sizes)
     assert small
-
-
-# --- Equal shares
-
-
-@given(st.lists(st.floats(0, 1e6), max_size=30), st.integers(1, 8))
-@quick
-def test_shares_hold_every_task_once_and_none_is_overloaded(work: list[float], n_shares: int):
-    shares = equal_shares(work, n_shares)
-    assert len(shares) == n_shares
-    assert sorted(task for share in shares for task in share) == list(range(len(work)))
-    assert all(share == sorted(share) for share in shares)
-    bound = sum(work) / n_shares + max(work, default=0.0)
-    assert max(sum(work[task] for task in share) for share in shares) <= bound * (1 + 1e-12)
-
-
-def test_shares_of_equal_tasks_differ_by_one_task_at_most():
-    assert sorted(map(len, equal_shares([3.0] * 11, 4))) == [2, 3, 3, 3]
-
-
-def test_the_largest_task_goes_first():
-    assert equal_shares([1, 1, 1, 1, 4], 2) == [[4], [0, 1, 2, 3]]
 
 
 # --- Free memory

@@ -1,9 +1,9 @@
 """From queries to losses, Sec. 5: feature reuse, folding, black boxes."""
 
 from zoestim.evaluation._black_box import BlackBox
-from zoestim.evaluation._cost import Cost, assumed, counted, equal_shares, measure
+from zoestim.evaluation._cost import Cost, assumed, counted, measure
 from zoestim.evaluation._cut import FeatureReuse, FeatureReuseWarning
-from zoestim.evaluation._evaluate import Evaluation, QueryError, evaluate, unchanged_attributes
+from zoestim.evaluation._evaluate import Asking, Evaluation, evaluate, unchanged_attributes
 from zoestim.evaluation._inputs import (
     MATRIX_TYPES,
     PRECISIONS,
@@ -13,16 +13,22 @@ from zoestim.evaluation._inputs import (
     first_parameter,
     private_generator,
 )
+from zoestim.evaluation._journal import Journal
 from zoestim.evaluation._lanes import in_brief, out_of_memory
 from zoestim.evaluation._loss import BatchLoss
 from zoestim.evaluation._objective import Batch, Objective
 from zoestim.evaluation._parameters import ParameterMap
+from zoestim.evaluation._patience import MAX_RETRIES, Patience
 from zoestim.evaluation._propagate import Propagation, Visit
+from zoestim.evaluation._query_error import QueryError
 from zoestim.evaluation._random import RandomState, unchanged_generators
+from zoestim.evaluation._round import Record
 
 __all__ = [
     "MATRIX_TYPES",
+    "MAX_RETRIES",
     "PRECISIONS",
+    "Asking",
     "Batch",
     "BatchLoss",
     "BlackBox",
@@ -30,18 +36,20 @@ __all__ = [
     "Evaluation",
     "FeatureReuse",
     "FeatureReuseWarning",
+    "Journal",
     "Objective",
     "ParameterMap",
+    "Patience",
     "Propagation",
     "QueryError",
     "RandomState",
+    "Record",
     "Visit",
     "as_input",
     "as_tensor",
     "assumed",
     "counted",
     "draw_seed",
-    "equal_shares",
     "evaluate",
     "first_parameter",
     "in_brief",

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -117,31 +117,6 @@ def fold_size(cost: Cost, memory_budget: int) -> FoldSize:
         return max(1, min(FOLD_BYTES // max(*sizes, 1, 1), fits, MAX_FOLD))
 
     return FoldSize(together(cost.sizes[max(cut - 1, 0) :]), together(cost.sizes), cut)
-
-
-def equal_shares(work: Sequence[float], n_shares: int) -> list[list[int]]:
-    """Split tasks into shares of nearly equal work, Eq. (5): the largest to the least loaded.
-
-    Parameters
-    ----------
-    work : sequence of float
-        The work of each task, as :attr:`Cost.work` times its number of queries.
-    n_shares : int
-        How many shares to make.
-
-    Returns
-    -------
-    list of list of int
-        The tasks of each share, in their order. No share has more than the mean and the
-        largest task together.
-    """
-    loads = [0.0] * n_shares
-    shares: list[list[int]] = [[] for _ in loads]
-    for task in sorted(range(len(work)), key=lambda task: -work[task]):
-        least = loads.index(min(loads))
-        loads[least] += work[task]
-        shares[least].append(task)
-    return [sorted(share) for share in shares]
 
 
 def free_memory(device: torch.device) -> int:

@@ -78,6 +78,14 @@ def cut(module: nn.Module, x: Tensor, feature_reuse: bool) -> tuple[Program, Fea
     return program, FeatureReuse(opaque=opaque)
 
 
+def recut(module: nn.Module, reuse: FeatureReuse, in_place: bool) -> Program:
+    """Return the program of a module that was cut before, elsewhere, without another proof."""
+    if not reuse.active:
+        return Program(module, whole(), module, in_place)
+    graph, traced, _ = trace(module)
+    return Program(module, graph, traced, in_place)
+
+
 def _cut_graph(module: nn.Module, x: Tensor) -> tuple[Program, dict[str, str]]:
     graph, traced, opaque = trace(module)
     program = Program(module, graph, traced)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import uuid
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from functools import cached_property
@@ -13,12 +14,16 @@ from torch import Tensor, nn
 from torch.utils import _pytree as pytree
 
 from zoestim.evaluation._cost import Cost
-from zoestim.evaluation._cut import FeatureReuse, cut, provable, prove
+from zoestim.evaluation._cut import FeatureReuse, cut, provable, prove, recut
 from zoestim.evaluation._in_place import Untraceable
 from zoestim.evaluation._lanes import Ways, widen
 from zoestim.evaluation._loss import BatchLoss
 from zoestim.evaluation._parameters import ParameterMap
-from zoestim.evaluation._program import Pass, Program
+from zoestim.evaluation._program import Known, Pass, Program
+from zoestim.evaluation._random import RandomState
+
+# The graph that this process traced last, as a worker, by the name that its owner gave it.
+_GRAPHS: dict[str, Program] = {}
 
 
 @dataclass(frozen=True)
@@ -41,6 +46,11 @@ class Batch:
     y: Tensor
     weight: Tensor | None = None
     label: str = "the batch"
+
+    def compact(self) -> Batch:
+        """Return the batch without what else its tensors' memory holds, to be sent."""
+        weight = None if self.weight is None else self.weight.clone()
+        return Batch(self.X.clone(), self.y.clone(), weight, self.label)
 
     @property
     def target(self) -> Any:
@@ -132,16 +142,46 @@ class Objective:
             if not buffer.equal(tensors[name]):
                 buffer.copy_(tensors[name])
 
-    def base(self, batch: Batch) -> tuple[Program, Pass]:
-        """Run the whole graph once, at the module's own parameters."""
+    def __getstate__(self) -> dict[str, Any]:
+        # A worker traces the module for itself.
+        return {**vars(self), "_program": None, "_check_outputs": None, "costs": {}}
+
+    def base(self, batch: Batch, known: Mapping[str, Known] | None = None) -> tuple[Program, Pass]:
+        """Run the whole graph once, at the module's own parameters.
+
+        Parameters
+        ----------
+        batch : Batch
+            The data.
+        known : dict from node name to Known, optional
+            What black boxes gave in a pass elsewhere.
+        """
         if self._program is None or not self._holds(self._program, batch):
             self._program, self.reuse = cut(self.module, batch.X, self.feature_reuse)
+            self._in_place, self._graph = self._program.in_place, uuid.uuid4().hex
             self.ways = Ways(self.reuse.unfolded)
             self.foldable, self.costs, self.proven = {}, {}, set()  # they were another graph's
-        done = self._program.run(batch.X.clone())  # a node may write to its input
+        done = self._program.run(batch.X.clone(), known)  # a node may write to its input
         if self._check_outputs is not None:
             self._check_outputs(done.output, batch)
         return self._program, done
+
+    def elsewhere(
+        self, batch: Batch, known: Mapping[str, Known], random: Mapping[str, RandomState]
+    ) -> tuple[Program, Pass]:
+        """Run the whole graph as a worker does, whose objective is a copy sent to it."""
+        graph = _GRAPHS.get(self._graph)
+        if graph is None:
+            graph = recut(self.module, self.reuse, self._in_place)
+            _GRAPHS.clear()
+            _GRAPHS[self._graph] = graph
+        program = graph.on(self.module)
+        return program, program.run(batch.X.clone(), known, random)
+
+    @property
+    def has_boxes(self) -> bool:
+        """Whether queries may be paid for."""
+        return not provable(self.module)
 
     def batch_loss(self, outputs: Any, batch: Batch, wide: bool = False) -> Tensor:
         """Return the loss of outputs; a criterion may write to what it is given.

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from typing import NamedTuple
 
@@ -31,6 +31,10 @@ class FoldSize(NamedTuple):
     lanes: int
     piece: int
     cut: int
+
+    def at_most(self, lanes: int) -> FoldSize:
+        """Return the size with no more lanes."""
+        return FoldSize(min(self.lanes, lanes), min(self.piece, lanes), self.cut)
 
 
 @dataclass(frozen=True)
@@ -77,9 +81,10 @@ class Chunk:
     def halves(self) -> tuple[Chunk, Chunk]:
         """Return two chunks of half the size, in pieces of half the size."""
         middle = len(self) // 2
-        return self._part(slice(0, middle)), self._part(slice(middle, len(self)))
+        return self.part(slice(0, middle)), self.part(slice(middle, len(self)))
 
-    def _part(self, lanes: slice) -> Chunk:
+    def part(self, lanes: slice | list[int]) -> Chunk:
+        """Return the chunk of some of the lanes, in pieces of half the size."""
         changes = {name: change.lanes(lanes) for name, change in self.changes.items()}
         positions, fold = self.positions[lanes], self.fold
         if fold is not None:
@@ -119,11 +124,11 @@ class Group:
     rows: Tensor | None
     chunk: Callable[[Tensor], Chunk]
 
-    def chunks(self, size: FoldSize) -> Iterator[Chunk]:
-        """Cut the queries into chunks.
+    def folds(self, size: FoldSize) -> Iterator[tuple[Tensor, ...]]:
+        """Cut the queries into folds, each of which is some pieces.
 
-        The chunks depend on the queries, the model, the batch and the size alone, so that with
-        a memory budget of one's own the arithmetic, and with it every bit of the result, is the
+        They depend on the queries, the model, the batch and the size alone, so that with a
+        memory budget of one's own the arithmetic, and with it every bit of the result, is the
         same wherever they run.
         """
         pieces: list[Tensor] = list(self.positions.split(size.piece))
@@ -133,17 +138,48 @@ class Group:
                 # The lanes of a row change one channel, which is then read without copying.
                 rows = self.positions.split(counts.tolist())
                 pieces = [p for row in rows for p in row.tensor_split(-(-len(row) // size.piece))]
-        chunk: list[Tensor] = []
+        fold: list[Tensor] = []
         for piece in pieces:
-            if chunk and sum(map(len, chunk)) + len(piece) > size.lanes:
-                yield self._chunk(chunk, size.cut)
-                chunk = []
-            chunk.append(piece)
-        yield self._chunk(chunk, size.cut)
+            if fold and sum(map(len, fold)) + len(piece) > size.lanes:
+                yield tuple(fold)
+                fold = []
+            fold.append(piece)
+        yield tuple(fold)
 
-    def _chunk(self, pieces: list[Tensor], cut: int) -> Chunk:
-        fold = Fold(tuple(map(len, pieces)), cut)
-        return replace(self.chunk(torch.cat(pieces)), fold=fold)
+
+class Part(NamedTuple):
+    """The unit of arithmetic: queries that are answered together, wherever that is.
+
+    Parameters
+    ----------
+    group : Group
+        What they perturb.
+    pieces : tuple of Tensor of int64
+        Which queries go together through the first nodes.
+    cut : int
+        How many nodes that is.
+    """
+
+    group: Group
+    pieces: tuple[Tensor, ...]
+    cut: int
+
+    def __len__(self) -> int:
+        return sum(map(len, self.pieces))
+
+    def chunk(self) -> Chunk:
+        """Return the queries with what they change."""
+        fold = Fold(tuple(map(len, self.pieces)), self.cut)
+        return replace(self.group.chunk(torch.cat(self.pieces)), fold=fold)
+
+
+def make_parts(groups: Sequence[Group], sizes: Sequence[FoldSize]) -> list[Part]:
+    """Cut each group into folds of its size."""
+    return [
+        Part(group, pieces, size.cut)
+        for group, size in zip(groups, sizes, strict=True)
+        for pieces in group.folds(size)
+    ]
 
 
 def make_groups(

@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, fx, nn
@@ -18,6 +19,22 @@ from zoestim.evaluation._random import RandomState
 from zoestim.propagation import draws_nothing
 
 _BATCH_NORMS = (BatchNorm1d, BatchNorm2d, BatchNorm3d)
+
+
+class Known(NamedTuple):
+    """What a node gave in a pass, for passes elsewhere that must not ask its black box again.
+
+    Parameters
+    ----------
+    value : Any
+        Its result.
+    kept, tensors : dict from name to Tensor
+        Its own tensors, by local name, as it found them, and by full name as it left them.
+    """
+
+    value: Any
+    kept: dict[str, Tensor]
+    tensors: dict[str, Tensor]
 
 
 @dataclass
@@ -144,8 +161,49 @@ class Program:
         parts = self.module.get_submodule(target).modules()
         return [part for part in parts if isinstance(part, BlackBox)]
 
-    def run(self, x: Tensor) -> Pass:
-        """Run the whole graph at the module's own parameters."""
+    def apart(self) -> Program:
+        """Return the same graph on a module of its own, which shares the tensors.
+
+        A call swaps parameters in the module: two threads need two modules.
+        """
+        return self.on(copy.deepcopy(self.module) if self.in_place else _alias(self.module))
+
+    def on(self, module: nn.Module) -> Program:
+        """Return the same graph on another module of the same make."""
+        program = copy.copy(self)
+        program.module, program._modules = module, {}
+        return program
+
+    def known(self, done: Pass) -> dict[str, Known]:
+        """Return what the nodes gave that ask black boxes."""
+        return {
+            node.name: Known(
+                done.values[node],
+                done.kept.get(node, {}),
+                {name: done.tensors[name] for name in self.tensors[node].values()},
+            )
+            for node in self.nodes
+            if self.boxes((node,))
+        }
+
+    def run(
+        self,
+        x: Tensor,
+        known: Mapping[str, Known] | None = None,
+        random: Mapping[str, RandomState] | None = None,
+    ) -> Pass:
+        """Run the whole graph at the module's own parameters.
+
+        Parameters
+        ----------
+        x : Tensor
+            The input.
+        known : dict from node name to Known, optional
+            What some nodes gave before, which are not run again.
+        random : dict from node name to RandomState, optional
+            The states of the generators before each node that drew then.
+        """
+        known, random = known or {}, random or {}
         own = [*self.module.named_parameters(), *self.module.named_buffers()]
         done = Pass(tensors={name: tensor.detach().clone() for name, tensor in own})
         state = None
@@ -153,6 +211,17 @@ class Program:
             if node.op == "placeholder":  # the second and further ones have a default
                 done.values[node] = node.args[0] if node.args else x
                 continue
+            if node.name in known:
+                done.values[node] = known[node.name].value
+                if known[node.name].kept:
+                    done.kept[node] = known[node.name].kept
+                done.tensors |= known[node.name].tensors
+                if node.name in random:
+                    done.random[node] = random[node.name]
+                continue
+            if node.name in random:
+                random[node.name].restore()
+                state = None
             operation = type(self.submodule(node)) if node.op == "call_module" else node.target
             if node.op in ("get_attr", "output") or draws_nothing(operation):
                 done.values[node] = self._run_first(node, done)
@@ -272,6 +341,22 @@ def _call_with(module: nn.Module, tensors: dict[str, Tensor], args: Any, kwargs:
         return module(*args, **kwargs)
     # Every place that holds a tensor is named, so there is nothing left to tie.
     return functional_call(module, tensors, args, kwargs, tie_weights=False)
+
+
+def _alias(module: nn.Module) -> nn.Module:
+    """Return a module that shares tensors and attributes, but not the places that hold them."""
+    aliases: dict[int, nn.Module] = {}
+
+    def alias(own: nn.Module) -> nn.Module:
+        if id(own) not in aliases:
+            other = aliases[id(own)] = own.__new__(type(own))
+            for name, value in vars(own).items():
+                place = isinstance(value, list | dict)
+                other.__dict__[name] = copy.copy(value) if place else value
+            other._modules = {n: m and alias(m) for n, m in own._modules.items()}
+        return aliases[id(own)]
+
+    return alias(module)
 
 
 def _first_names(named: Iterable[tuple[str, Tensor]]) -> dict[str, str]:

@@ -36,7 +36,7 @@ class Entry:
         full.scatter_(1, self.indices.to(full.device)[:, None], self.steps[:, None])
         return full.view(-1, *shape)
 
-    def lanes(self, part: slice) -> Entry:
+    def lanes(self, part: slice | list[int]) -> Entry:
         """Return the change of some of the lanes."""
         return Entry(self.indices[part], self.steps[part])
 
@@ -137,7 +137,7 @@ class Dense:
         """Return other values of every element."""
         return Dense(values)
 
-    def lanes(self, part: slice) -> Dense:
+    def lanes(self, part: slice | list[int]) -> Dense:
         """Return the change of some of the lanes."""
         return Dense(self.values[part])
 

@@ -1,0 +1,153 @@
+"""Workers of joblib: threads, processes, or a cluster that somebody runs already."""
+
+from __future__ import annotations
+
+import time
+import uuid
+from collections.abc import Callable, Iterator, Sequence
+from typing import Any, TypeVar
+
+import cloudpickle
+import joblib
+import numpy as np
+from joblib.parallel import get_active_backend
+
+from zoestim.backends._serial import Answer, SerialBackend, Unsendable
+from zoestim.backends._shares import guided_shares
+
+Shared = TypeVar("Shared")
+Result = TypeVar("Result")
+# A share that takes less costs more to send than it saves: a task of Dask takes 20 ms.
+SHORTEST = {"threading": 0.005, "loky": 0.05, "multiprocessing": 0.05}
+SHORTEST_ELSEWHERE = 0.4
+# What is larger goes to the processes of this machine through a file that they map.
+MAPPED_BYTES = 16_384
+
+
+class JoblibBackend:
+    """Answers on the workers of joblib, each of which takes a share whenever it is free.
+
+    Parameters
+    ----------
+    n_jobs : int or None, default=None
+        How many; None as ``joblib.parallel_config`` says, or one, -1 as many as there are.
+    backend : str or None, default=None
+        The name of a backend that joblib knows, as ``"loky"``, ``"threading"``, ``"dask"`` or
+        ``"ray"``; None as ``joblib.parallel_config`` says, or loky.
+
+    Examples
+    --------
+    >>> from zoestim.backends import JoblibBackend
+    >>> backend = JoblibBackend(n_jobs=2, backend="threading")
+    >>> shares = backend.map(lambda x, tasks: [x * t for t in tasks], 10, [1.0] * 8)
+    >>> sorted(result for _, results in shares for result in results)
+    [0, 10, 20, 30, 40, 50, 60, 70]
+    """
+
+    own_memory = False
+
+    def __init__(self, n_jobs: int | None = None, backend: str | None = None):
+        self.n_jobs = n_jobs
+        self.backend = backend
+        self._seconds: float | None = None  # that a unit of work has taken so far
+
+    def map(
+        self, function: Answer[Shared, Result], shared: Shared, work: Sequence[float]
+    ) -> Iterator[tuple[list[int], Result]]:
+        """Give shares as workers finish them.
+
+        Raises
+        ------
+        Unsendable
+            If workers are processes and what they need cannot be pickled.
+        """
+        backend, n_jobs = self._active()
+        # Inside a worker of joblib all cores are taken: a grid search has them.
+        if n_jobs < 2 or backend.nesting_level:
+            yield from SerialBackend().map(function, shared, work)
+            return
+        kind = type(backend).__name__.removesuffix("Backend").lower()
+        least = SHORTEST.get(kind, SHORTEST_ELSEWHERE) / self._seconds if self._seconds else 0.0
+        shares = guided_shares(work, n_jobs, least)
+        call: Callable[..., Any] = function
+        if len(shares) > 1 and not getattr(backend, "supports_sharedmem", False):
+            call, shared = _Remote(function), _sendable(shared)  # type: ignore[assignment]
+        answers = (_timed(call, shared, tasks) for tasks in shares)
+        if len(shares) > 1:
+            in_turn = getattr(backend, "supports_return_generator", False)
+            answers = joblib.Parallel(
+                n_jobs=self.n_jobs,
+                backend=self.backend,
+                batch_size=1,
+                pre_dispatch="all",
+                max_nbytes=MAPPED_BYTES,
+                return_as="generator_unordered" if in_turn else "list",
+            )(joblib.delayed(_timed)(call, shared, tasks) for tasks in shares)
+        for tasks, result, seconds in answers:
+            self._learn(sum(work[task] for task in tasks), seconds)
+            yield tasks, result
+
+    def once(self, function: Callable[[], Result]) -> Result:
+        """Call the function here: there is one process that asks."""
+        return function()
+
+    def close(self) -> None:
+        """Keep the workers, which are joblib's: the next fit starts with them."""
+
+    def _active(self) -> tuple[Any, int]:
+        """Return the backend of joblib that is meant, and how many workers it has."""
+        settings = {"n_jobs": self.n_jobs, "backend": self.backend}
+        given = {name: value for name, value in settings.items() if value is not None}
+        with joblib.parallel_config(**given):
+            backend, n_jobs = get_active_backend()
+            return backend, joblib.effective_n_jobs(n_jobs)
+
+    def _learn(self, work: float, seconds: float) -> None:
+        if work > 0:
+            rate, old = seconds / work, self._seconds
+            self._seconds = rate if old is None else (old + rate) / 2
+
+
+def _timed(
+    function: Callable[[Any, list[int]], Any], shared: Any, tasks: list[int]
+) -> tuple[list[int], Any, float]:
+    start = time.perf_counter()
+    result = function(shared, tasks)
+    return tasks, result, time.perf_counter() - start
+
+
+def _sendable(shared: Any) -> np.ndarray:
+    """Return an object as bytes that joblib sends once, by its memory maps or by scattering."""
+    try:
+        return np.frombuffer(cloudpickle.dumps(shared), np.uint8)
+    except Exception as error:
+        raise Unsendable(
+            f"What the workers need cannot be pickled ({type(error).__name__}: {error}); expected "
+            "a module, a black box and a criterion that hold no lock, connection or open file. "
+            'Use backend="threading", whose workers share them, or open such things inside the '
+            "function when it is first called."
+        ) from error
+
+
+class _Remote:
+    """A function whose shared argument arrives as bytes, and is unpacked once in a process."""
+
+    def __init__(self, function: Callable[[Any, list[int]], Any]):
+        self.function = function
+        self.key = uuid.uuid4().hex  # of one call of map
+
+    def __call__(self, packed: np.ndarray, tasks: list[int]) -> Any:
+        return self.function(_unpacked(self.key, packed), tasks)
+
+
+_UNPACKED: dict[str, Any] = {}
+
+
+def _unpacked(key: str, packed: np.ndarray) -> Any:
+    """Return what bytes hold; a worker with several threads may do it twice."""
+    found = _UNPACKED.get(key)
+    if found is None:
+        found = cloudpickle.loads(packed.tobytes())
+        _UNPACKED.clear()
+        _UNPACKED[key] = found
+    return found

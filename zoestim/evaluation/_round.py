@@ -1,0 +1,214 @@
+"""One batch and its queries, as every worker gets them."""
+
+from __future__ import annotations
+
+import contextlib
+import threading
+import time
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, fields
+from functools import cached_property
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor
+
+from zoestim.backends import worker_name
+from zoestim.evaluation._asker import Asker
+from zoestim.evaluation._journal import Journal
+from zoestim.evaluation._objective import Batch, Objective
+from zoestim.evaluation._patience import Patience
+from zoestim.evaluation._plan import Chunk, FoldSize, Part, make_groups, make_parts
+from zoestim.evaluation._program import Known
+from zoestim.evaluation._query_error import Failure
+from zoestim.evaluation._random import RandomState, unchanged_generators
+from zoestim.evaluation._threads import one_thread
+from zoestim.gradients import Queries
+
+# The global generators are one for all threads: queries that draw from them take turns.
+_TURN = threading.Lock()
+# One at a time looks for an asker, or makes the first one.
+_LENDING = threading.Lock()
+
+
+class Record(NamedTuple):
+    """What some queries cost.
+
+    Parameters
+    ----------
+    position : int
+        The first of them.
+    n_queries : int
+        How many they are.
+    started : float
+        When they were asked, in seconds since 1970.
+    seconds : float
+        How long it took.
+    attempts : int
+        How often they were asked, at most.
+    worker : str
+        Who asked.
+    """
+
+    position: int
+    n_queries: int
+    started: float
+    seconds: float
+    attempts: int
+    worker: str
+
+
+class Answers(NamedTuple):
+    """What a worker brings back.
+
+    Parameters
+    ----------
+    positions : Tensor of shape (k,), int64
+        Which queries were answered.
+    changes : Tensor of shape (k,), float64
+        By how much they change the loss.
+    records : tuple of Record
+        What they cost.
+    unfolded : dict from parameter names to str
+        What was found not to fold, and why.
+    slow : dict from name to str
+        Which operations run one lane after the other, and why.
+    failure : Failure or None
+        The query that could not be answered, and with which the worker stopped.
+    """
+
+    positions: Tensor
+    changes: Tensor
+    records: tuple[Record, ...]
+    unfolded: dict[tuple[str, ...], str]
+    slow: dict[str, str]
+    failure: Failure | None
+
+
+@dataclass(eq=False)
+class Round:
+    """What workers need to answer the queries on one batch, sent once to each.
+
+    Parameters
+    ----------
+    objective : Objective
+        The module at its parameters, the criterion, and how the graph was cut.
+    batch : Batch
+        The data.
+    queries : CoordinateQueries or DirectionQueries
+        All of them.
+    sizes : sequence of FoldSize
+        How many of each group are folded: with them every worker has the same parts.
+    known : dict from node name to Known
+        What black boxes returned at the parameters: nobody asks them again.
+    random : dict from node name to RandomState
+        The generators' states before each node that draws.
+    base_loss, draws, patience
+        See :class:`Asker`.
+    journal : Journal, optional
+        Keeps each answer as soon as it is there.
+    here : Asker, optional
+        That of the process which asks; workers in other processes make their own.
+    """
+
+    objective: Objective
+    batch: Batch
+    queries: Queries
+    sizes: Sequence[FoldSize]
+    known: dict[str, Known]
+    random: dict[str, RandomState]
+    base_loss: float
+    draws: RandomState | None
+    patience: Patience
+    journal: Journal | None = None
+    here: Asker | None = None
+
+    def __post_init__(self) -> None:
+        self.todo: Sequence[int] = ()  # which of the parts are the tasks
+        self.answered = torch.zeros(0, dtype=torch.bool)
+        self._first = self.here
+        self._idle = [] if self.here is None else [self.here]
+
+    def __getstate__(self) -> dict[str, Any]:
+        state = {each.name: getattr(self, each.name) for each in fields(self)}
+        state |= {"batch": self.batch.compact(), "here": None}
+        return {"fields": state, "todo": self.todo, "answered": self.answered}
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        self.__init__(**state["fields"])  # type: ignore[misc]
+        self.todo, self.answered = state["todo"], state["answered"]
+
+    @cached_property
+    def parts(self) -> list[Part]:
+        """The units of arithmetic, the same for every worker."""
+        parameters, theta = self.objective.parameters, self.objective.theta()
+        return make_parts(make_groups(self.queries, parameters, theta), self.sizes)
+
+    def of(self, todo: Sequence[int], answered: Tensor) -> Round:
+        """Return the round whose tasks are some of the parts, and the queries that are none."""
+        other = Round.__new__(Round)
+        vars(other).update(vars(self), todo=todo, answered=answered)
+        return other
+
+    def chunk(self, task: int) -> Chunk:
+        """Return the queries of a task, without those that a black box has answered."""
+        chunk = self.parts[self.todo[task]].chunk()
+        open_ = (~self.answered[chunk.positions]).nonzero().flatten().tolist()
+        if len(open_) == len(chunk) or not self.objective.has_boxes:
+            return chunk
+        return chunk.part(open_)
+
+    def turn(self) -> contextlib.AbstractContextManager[Any]:
+        """Wait for the global generators if queries draw from them: all threads share them."""
+        if not self.random and self.draws is None:
+            return contextlib.nullcontext()
+        # The process that asks has set them aside already.
+        return _TURN if self.here is not None else unchanged_generators(self.batch.X.device)
+
+    @contextlib.contextmanager
+    def asker(self) -> Iterator[Asker]:
+        """Lend an asker that no other thread uses."""
+        with _LENDING:
+            if self._first is None:
+                self._first = self._elsewhere()
+                self._idle = [self._first]
+            asker = self._idle.pop() if self._idle else self._first.apart()
+        try:
+            yield asker
+        finally:
+            self._idle.append(asker)
+
+    def _elsewhere(self) -> Asker:
+        program, done = self.objective.elsewhere(self.batch, self.known, self.random)
+        return Asker(
+            self.objective, self.batch, program, done, self.base_loss, self.draws, self.patience
+        )
+
+
+def answer(round_: Round, tasks: list[int]) -> Answers:
+    """Answer some tasks of a round, each of them a part: what a worker does.
+
+    It stops at the first query that fails for good, and brings back what it has.
+    """
+    positions, changes, records = [], [], []
+    found = None
+    with one_thread(), torch.no_grad(), round_.turn(), round_.asker() as asker:
+        for task in tasks:
+            chunk = round_.chunk(task)
+            started, clock = time.time(), time.perf_counter()
+            found = asker.answer(chunk, round_.objective.foldable[chunk.names])
+            seconds = time.perf_counter() - clock
+            there = torch.isfinite(found.changes)
+            positions.append(chunk.positions[there])
+            changes.append(found.changes[there])
+            if round_.journal is not None and round_.journal.is_here:
+                round_.journal.append(positions[-1], changes[-1])
+            first, worker = int(chunk.positions[0]), worker_name()
+            records.append(Record(first, len(chunk), started, seconds, found.attempts, worker))
+            if found.failure is not None:
+                break
+    failure = found.failure.sendable() if found and found.failure else None
+    slow = dict(asker.ways.slow)
+    return Answers(
+        torch.cat(positions), torch.cat(changes), tuple(records), asker.unfolded, slow, failure
+    )
