@@ -20,18 +20,18 @@ ALLOWED: dict[str, set[str]] = {
     "datasets": set(),
     "propagation": set(),
     "evaluation": {"backends", "gradients", "propagation"},
-    "training": {"_modules", "evaluation", "gradients", "sparsity"},
+    "training": {"_modules", "backends", "evaluation", "gradients", "sparsity"},
     "_modules": {"evaluation", "models"},
     "_parameters": {"_modules", "evaluation", "gradients", "sparsity"},
     "_persistence": {"gradients", "models", "sparsity"},
-    "_estimate": {"evaluation", "gradients"},
+    "_estimate": {"backends", "evaluation", "gradients"},
     "_explain": {"evaluation", "propagation"},
     "_base": {"_modules", "_parameters", "_persistence", "evaluation", "training"},
     "_classifier": {"_base", "_parameters", "evaluation", "gradients"},
     "_regressor": {"_base", "evaluation"},
-    "_load": {"_classifier", "_persistence", "_regressor", "evaluation", "training"},
+    "_load": {"_classifier", "backends", "_persistence", "_regressor", "evaluation", "training"},
 }
-OPTIONAL = ("matplotlib", "joblib", "PIL", "torch.distributed", "rich", "pandas")
+OPTIONAL = ("matplotlib", "joblib", "PIL", "torch.distributed", "rich", "pandas", "ray")
 SEEDING = {
     f"{generator}.{name}"
     for generator in ("torch", "torch.random", "torch.cuda", "np.random", "numpy.random", "random")

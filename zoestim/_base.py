@@ -20,10 +20,12 @@ from zoestim.evaluation import (
     Batch,
     BatchLoss,
     Objective,
+    Patience,
     as_input,
+    has_boxes,
     unchanged_generators,
 )
-from zoestim.training import CallbackSupportMixin, prepare
+from zoestim.training import CallbackSupportMixin, main_device, prepare
 
 PREDICT_BATCH = 1024
 
@@ -134,11 +136,19 @@ class BaseZOEstimator(CallbackSupportMixin, ZOParameters):
         module, training = self.module_, self.module_.training
         module.eval()
         try:
-            with torch.no_grad(), unchanged_generators(torch.device(self.device)):
-                parts, device = as_input(X, module).split(PREDICT_BATCH), self.device
-                return torch.cat([module(part.to(device)).cpu() for part in parts])
+            with torch.no_grad(), unchanged_generators(main_device(self.device)):
+                parts, device = as_input(X, module).split(PREDICT_BATCH), main_device(self.device)
+                return torch.cat([self._patiently(module, part.to(device)) for part in parts])
         finally:
             module.train(training)
+
+    def _patiently(self, module: nn.Module, X: Tensor) -> Tensor:
+        """Return the outputs of one batch; a black box that fails is asked again."""
+        patience = Patience(self.query_timeout, self.max_retries if has_boxes(module) else 0)
+        reply = patience.ask(lambda: module(X), lambda outputs: True)
+        if reply.cause is not None:
+            raise reply.cause
+        return reply.value.cpu()
 
     def save(self, path: str | Path) -> None:
         """Write the fitted estimator to a file, without pickle.

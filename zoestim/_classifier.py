@@ -16,7 +16,7 @@ from torch import Tensor, nn
 
 from zoestim._base import BaseZOEstimator
 from zoestim._parameters import ZOParameters
-from zoestim.evaluation import Batch
+from zoestim.evaluation import MAX_RETRIES, Batch
 from zoestim.gradients import N_DIRECTIONS, SMOOTHING
 
 
@@ -96,8 +96,22 @@ class ZOClassifier(ClassifierMixin, BaseZOEstimator):
         Epochs without improvement that early stopping waits for.
     tol : float, default=1e-4
         The least fall of the validation loss that counts as improvement.
-    device : str or torch.device, default="cpu"
-        Where the module runs.
+    n_repeats : int, default=1
+        How often each query is asked, to average what a noisy loss gives; each counts.
+    n_jobs : int or None, default=None
+        How many workers answer queries; -1 as many as there are cores. None means one, or what
+        a ``joblib.parallel_config`` around `fit` says. The fit is the same to the last bit.
+    backend : str, object or None, default=None
+        ``"loky"`` (processes), ``"threading"``, ``"dask"``, ``"ray"`` or another that joblib
+        knows, ``"distributed"`` for the ranks of ``torchrun``, or an object with the methods
+        of :class:`zoestim.backends.Backend`.
+    query_timeout : float or None, default=None
+        Seconds after which a query counts as failed.
+    max_retries : int, default=2
+        How often a query that fails, or gives no finite loss, is asked again. A query counts
+        once, however often it was asked.
+    device : str, torch.device or list of them, default="cpu"
+        Where the module runs; several devices share the queries.
     feature_reuse : bool, default=True
         Whether a query runs only what its parameter changes, Eq. (4).
     precision : {"auto", "float64", "float32", "bfloat16"}, default="auto"
@@ -151,6 +165,8 @@ class ZOClassifier(ClassifierMixin, BaseZOEstimator):
         ``"error"``: an exception did.
     feature_reuse_ : FeatureReuse
         What was reused between queries, or why nothing was; its truth value says whether.
+    query_log_ : QueryLog
+        When queries were asked, how long they took and who answered; ``to_frame()`` for pandas.
 
     See Also
     --------
@@ -219,7 +235,12 @@ class ZOClassifier(ClassifierMixin, BaseZOEstimator):
         validation_fraction: float = 0.1,
         n_iter_no_change: int = 10,
         tol: float = 1e-4,
-        device: str | torch.device = "cpu",
+        n_repeats: int = 1,
+        n_jobs: int | None = None,
+        backend: Any = None,
+        query_timeout: float | None = None,
+        max_retries: int = MAX_RETRIES,
+        device: str | torch.device | list = "cpu",
         feature_reuse: bool = True,
         precision: str = "auto",
         memory_budget: int | None = None,
@@ -230,40 +251,10 @@ class ZOClassifier(ClassifierMixin, BaseZOEstimator):
         verbose: int = 0,
         **kwargs: Any,
     ):
-        super().__init__(
-            module,
-            initial_params=initial_params,
-            criterion=criterion,
-            gradient=gradient,
-            smoothing=smoothing,
-            scheme=scheme,
-            n_directions=n_directions,
-            sparsity=sparsity,
-            pruning=pruning,
-            mask_interval=mask_interval,
-            n_pruning_queries=n_pruning_queries,
-            optimizer=optimizer,
-            lr=lr,
-            max_epochs=max_epochs,
-            batch_size=batch_size,
-            lr_schedule=lr_schedule,
-            warmup_epochs=warmup_epochs,
-            update=update,
-            max_queries=max_queries,
-            early_stopping=early_stopping,
-            validation_fraction=validation_fraction,
-            n_iter_no_change=n_iter_no_change,
-            tol=tol,
-            device=device,
-            feature_reuse=feature_reuse,
-            precision=precision,
-            memory_budget=memory_budget,
-            callbacks=callbacks,
-            warm_start=warm_start,
-            random_state=random_state,
-            verbose=verbose,
-            **kwargs,
-        )
+        # All but one are those of every estimator, under the same names.
+        own = {"self", "class_weight", "kwargs", "__class__"}
+        given = {name: value for name, value in locals().items() if name not in own}
+        super().__init__(**given, **kwargs)
         self.class_weight = class_weight
 
     def _encode_target(self, y: Any, weight: Any, *, reset: bool) -> np.ndarray:

@@ -12,16 +12,22 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
+from zoestim.backends import resolve_backend
 from zoestim.evaluation import (
     MATRIX_TYPES,
+    MAX_RETRIES,
     PRECISIONS,
+    Asking,
     Batch,
     BatchLoss,
     Objective,
     ParameterMap,
+    Patience,
+    RandomState,
     as_input,
     as_tensor,
-    evaluate,
+    draw_seed,
+    evaluate_mean,
     first_parameter,
     private_generator,
 )
@@ -82,6 +88,11 @@ def estimate_gradient(
     feature_reuse: bool = True,
     precision: str = "auto",
     memory_budget: int | None = None,
+    n_repeats: int = 1,
+    n_jobs: int | None = None,
+    backend: Any = None,
+    query_timeout: float | None = None,
+    max_retries: int = MAX_RETRIES,
     random_state: int | np.random.RandomState | None = None,
     set_grad: bool = False,
 ) -> GradientEstimate:
@@ -123,8 +134,21 @@ def estimate_gradient(
     memory_budget : int, optional
         Bytes that queries in flight may take on the device; by default a quarter of what
         is free. A fold that does not fit is halved.
+    n_repeats : int, default=1
+        How often each query is asked, to average what a noisy loss gives.
+    n_jobs : int or None, default=None
+        How many workers answer; -1 as many as there are cores. None means one, or what a
+        ``joblib.parallel_config`` around the call says. The result is the same to the last bit.
+    backend : str, object or None, default=None
+        ``"loky"`` (processes), ``"threading"``, ``"dask"``, ``"ray"`` or another that joblib
+        knows, ``"distributed"`` for the ranks of ``torchrun``, or an object with the methods of
+        :class:`zoestim.backends.Backend`.
+    query_timeout : float or None, default=None
+        Seconds after which a query counts as failed.
+    max_retries : int, default=2
+        How often a query that fails, or gives no finite loss, is asked again.
     random_state : int, RandomState instance or None, default=None
-        Draws the directions of ``"rge"``.
+        Draws the directions of ``"rge"``, and the numbers that dropout draws in repeats.
     set_grad : bool, default=False
         Whether to write the estimate to each parameter's ``.grad``, so that a torch
         training loop becomes zeroth-order by replacing ``loss.backward()``.
@@ -137,7 +161,7 @@ def estimate_gradient(
     Raises
     ------
     QueryError
-        If a loss is NaN or infinite.
+        If a query fails, or its loss is NaN or infinite, as often as it is asked.
     TypeError, ValueError
         If an argument cannot be used; the message says what to pass.
 
@@ -179,10 +203,18 @@ def estimate_gradient(
     parameters = objective.parameters
     flat = _flat_coordinates(coordinates, parameters)
     batch = Batch(as_input(X, module).to(like.device), as_tensor(y).to(like.device))
-    queries = estimator.queries(flat, parameters.segments(flat), private_generator(random_state))
-    found = evaluate(objective, batch, queries)
+    generator = private_generator(random_state)
+    queries = estimator.queries(flat, parameters.segments(flat), generator)
+    repeats = [RandomState.seeded(draw_seed(generator), like.device) for _ in range(n_repeats - 1)]
+    asking = Asking(resolve_backend(n_jobs, backend), Patience(query_timeout, max_retries))
+    try:
+        found = evaluate_mean(objective, batch, queries, [None, *repeats], asking)
+    finally:
+        if asking.backend is not backend:
+            asking.backend.close()
     gradient = estimator.combine(queries, found.base_loss, found.losses)
-    estimate = GradientEstimate(found.base_loss, len(queries) + 1, gradient, parameters)
+    n_queries = n_repeats * (len(queries) + 1)
+    estimate = GradientEstimate(found.base_loss, n_queries, gradient, parameters)
     if set_grad:
         parameters.write_gradient(given, gradient.dense(parameters.size))
     return estimate

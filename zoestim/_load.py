@@ -13,6 +13,7 @@ from torch import Tensor
 from zoestim._classifier import ZOClassifier
 from zoestim._persistence import ARRAYS, FITTED, FORMAT, PLAIN, decode, decode_array
 from zoestim._regressor import ZORegressor
+from zoestim.backends import SerialBackend
 from zoestim.evaluation import FeatureReuse
 from zoestim.training import make_net
 
@@ -117,7 +118,7 @@ def _restore(
     estimator.__dict__.update({n: plain[n] for n in PLAIN if n in plain})
     estimator.__dict__.update({n: content["fitted"][n] for n in FITTED})
     estimator.feature_reuse_ = FeatureReuse(**content["feature_reuse"])
-    net = make_net(estimator)
+    net = make_net(estimator, SerialBackend())
     prefix = "module."
     state = {n.removeprefix(prefix): t for n, t in tensors.items() if n.startswith(prefix)}
     net.module_.load_state_dict(state)

@@ -12,7 +12,7 @@ from sklearn.utils._param_validation import HasMethods, Interval, StrOptions
 from torch import nn
 
 from zoestim._modules import check_names
-from zoestim.evaluation import PRECISIONS
+from zoestim.evaluation import MAX_RETRIES, PRECISIONS
 from zoestim.gradients import N_DIRECTIONS, SCHEMES, SMOOTHING
 from zoestim.sparsity import SCORES, Pruning
 
@@ -50,7 +50,12 @@ class ZOParameters(BaseEstimator):
         "validation_fraction": [Interval(Real, 0, 1, closed="neither")],
         "n_iter_no_change": [Interval(Integral, 1, None, closed="left")],
         "tol": [Interval(Real, 0, None, closed="left")],
-        "device": [str, torch.device],
+        "n_repeats": [Interval(Integral, 1, None, closed="left")],
+        "n_jobs": [None, Integral],
+        "backend": [None, str, HasMethods(["map", "once"])],
+        "query_timeout": [None, Interval(Real, 0, None, closed="neither")],
+        "max_retries": [Interval(Integral, 0, None, closed="left")],
+        "device": [str, torch.device, list],
         "feature_reuse": ["boolean"],
         "precision": [StrOptions({"auto", *PRECISIONS})],
         "memory_budget": [None, Interval(Integral, 1, None, closed="left")],
@@ -86,7 +91,12 @@ class ZOParameters(BaseEstimator):
         validation_fraction: float = 0.1,
         n_iter_no_change: int = 10,
         tol: float = 1e-4,
-        device: str | torch.device = "cpu",
+        n_repeats: int = 1,
+        n_jobs: int | None = None,
+        backend: Any = None,
+        query_timeout: float | None = None,
+        max_retries: int = MAX_RETRIES,
+        device: str | torch.device | list = "cpu",
         feature_reuse: bool = True,
         precision: str = "auto",
         memory_budget: int | None = None,
@@ -119,6 +129,11 @@ class ZOParameters(BaseEstimator):
         self.validation_fraction = validation_fraction
         self.n_iter_no_change = n_iter_no_change
         self.tol = tol
+        self.n_repeats = n_repeats
+        self.n_jobs = n_jobs
+        self.backend = backend
+        self.query_timeout = query_timeout
+        self.max_retries = max_retries
         self.device = device
         self.feature_reuse = feature_reuse
         self.precision = precision

@@ -95,8 +95,22 @@ class ZORegressor(RegressorMixin, BaseZOEstimator):
         Epochs without improvement that early stopping waits for.
     tol : float, default=1e-4
         The least fall of the validation loss that counts as improvement.
-    device : str or torch.device, default="cpu"
-        Where the module runs.
+    n_repeats : int, default=1
+        How often each query is asked, to average what a noisy loss gives; each counts.
+    n_jobs : int or None, default=None
+        How many workers answer queries; -1 as many as there are cores. None means one, or what
+        a ``joblib.parallel_config`` around `fit` says. The fit is the same to the last bit.
+    backend : str, object or None, default=None
+        ``"loky"`` (processes), ``"threading"``, ``"dask"``, ``"ray"`` or another that joblib
+        knows, ``"distributed"`` for the ranks of ``torchrun``, or an object with the methods
+        of :class:`zoestim.backends.Backend`.
+    query_timeout : float or None, default=None
+        Seconds after which a query counts as failed.
+    max_retries : int, default=2
+        How often a query that fails, or gives no finite loss, is asked again. A query counts
+        once, however often it was asked.
+    device : str, torch.device or list of them, default="cpu"
+        Where the module runs; several devices share the queries.
     feature_reuse : bool, default=True
         Whether a query runs only what its parameter changes, Eq. (4).
     precision : {"auto", "float64", "float32", "bfloat16"}, default="auto"
@@ -146,6 +160,8 @@ class ZORegressor(RegressorMixin, BaseZOEstimator):
         ``"error"``: an exception did.
     feature_reuse_ : FeatureReuse
         What was reused between queries, or why nothing was; its truth value says whether.
+    query_log_ : QueryLog
+        When queries were asked, how long they took and who answered; ``to_frame()`` for pandas.
 
     See Also
     --------

@@ -1,5 +1,6 @@
 """Where queries are answered, Eq. (5): here, by workers, or by the ranks of a process group."""
 
+from zoestim.backends._devices import DevicesBackend
 from zoestim.backends._distributed import DistributedBackend
 from zoestim.backends._joblib import JoblibBackend
 from zoestim.backends._resolve import resolve_backend
@@ -8,6 +9,7 @@ from zoestim.backends._shares import equal_shares, guided_shares
 
 __all__ = [
     "Backend",
+    "DevicesBackend",
     "DistributedBackend",
     "JoblibBackend",
     "SerialBackend",

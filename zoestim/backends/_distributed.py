@@ -5,6 +5,8 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator, Sequence
 from typing import Any, TypeVar
 
+import torch
+
 from zoestim.backends._serial import Answer
 from zoestim.backends._shares import equal_shares
 
@@ -67,12 +69,11 @@ class DistributedBackend:
         return _group().get_rank()
 
     def close(self) -> None:
-        """Keep the process group: it belongs to the whole program."""
+        """Keep the process group, which belongs to the whole program."""
 
 
 def _group() -> Any:
-    import torch
-    from torch import distributed
+    import torch.distributed as distributed
 
     if not distributed.is_available():
         raise RuntimeError(

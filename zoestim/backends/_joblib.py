@@ -18,8 +18,11 @@ from zoestim.backends._shares import guided_shares
 Shared = TypeVar("Shared")
 Result = TypeVar("Result")
 # A share that takes less costs more to send than it saves: a task of Dask takes 20 ms.
-SHORTEST = {"threading": 0.005, "loky": 0.05, "multiprocessing": 0.05}
+SHORTEST = {"threading": 0.01, "loky": 0.05, "multiprocessing": 0.05}
 SHORTEST_ELSEWHERE = 0.4
+DASK = "daskdistributed"
+# How many shares a worker gets at most where it is not known what a query takes.
+FIRST_SHARES = 12
 # What is larger goes to the processes of this machine through a file that they map.
 MAPPED_BYTES = 16_384
 
@@ -49,6 +52,7 @@ class JoblibBackend:
     def __init__(self, n_jobs: int | None = None, backend: str | None = None):
         self.n_jobs = n_jobs
         self.backend = backend
+        self._pool: joblib.Parallel | None = None
         self._seconds: float | None = None  # that a unit of work has taken so far
 
     def map(
@@ -66,46 +70,83 @@ class JoblibBackend:
         if n_jobs < 2 or backend.nesting_level:
             yield from SerialBackend().map(function, shared, work)
             return
-        kind = type(backend).__name__.removesuffix("Backend").lower()
-        least = SHORTEST.get(kind, SHORTEST_ELSEWHERE) / self._seconds if self._seconds else 0.0
+        # As long as nobody knows what a query takes, shares are few.
+        least = sum(work) / (FIRST_SHARES * n_jobs)
+        if self._seconds:
+            least = SHORTEST.get(_kind(backend), SHORTEST_ELSEWHERE) / self._seconds
         shares = guided_shares(work, n_jobs, least)
         call: Callable[..., Any] = function
         if len(shares) > 1 and not getattr(backend, "supports_sharedmem", False):
             call, shared = _Remote(function), _sendable(shared)  # type: ignore[assignment]
         answers = (_timed(call, shared, tasks) for tasks in shares)
         if len(shares) > 1:
-            in_turn = getattr(backend, "supports_return_generator", False)
-            answers = joblib.Parallel(
-                n_jobs=self.n_jobs,
-                backend=self.backend,
-                batch_size=1,
-                pre_dispatch="all",
-                max_nbytes=MAPPED_BYTES,
-                return_as="generator_unordered" if in_turn else "list",
-            )(joblib.delayed(_timed)(call, shared, tasks) for tasks in shares)
-        for tasks, result, seconds in answers:
-            self._learn(sum(work[task] for task in tasks), seconds)
-            yield tasks, result
+            answers = self._parallel(backend, shared)(
+                joblib.delayed(_timed)(call, shared, tasks) for tasks in shares
+            )
+        try:
+            for tasks, result, seconds in answers:
+                self._learn(sum(work[task] for task in tasks), seconds)
+                yield tasks, result
+        except Exception:
+            self.close()  # the next call starts with other workers
+            raise
 
     def once(self, function: Callable[[], Result]) -> Result:
         """Call the function here: there is one process that asks."""
         return function()
 
     def close(self) -> None:
-        """Keep the workers, which are joblib's: the next fit starts with them."""
+        """Stop workers that were started for this backend alone."""
+        if self._pool is not None:
+            pool, self._pool = self._pool, None
+            pool.__exit__(None, None, None)
+
+    def __getstate__(self) -> dict[str, Any]:
+        return {**vars(self), "_pool": None}
+
+    def _parallel(self, backend: Any, shared: Any) -> joblib.Parallel:
+        """Return what sends shares to workers."""
+        if self._pool is not None:
+            return self._pool
+        in_turn = getattr(backend, "supports_return_generator", False)
+        # Else one worker would have what is shared, and the tasks would wait for that one.
+        everywhere = {"backend": "dask", "scatter": [shared]} if _kind(backend) == DASK else {}
+        # Parallel(backend="dask") fails in joblib 1.6.
+        with self._configured(), joblib.parallel_config(**everywhere):
+            parallel = joblib.Parallel(
+                batch_size=1,
+                # A cluster may give one worker two shares before another has any.
+                pre_dispatch="all" if _kind(backend) in SHORTEST else "n_jobs",
+                max_nbytes=MAPPED_BYTES,
+                return_as="generator_unordered" if in_turn else "list",
+            )
+        if not in_turn:  # as Ray, whose workers would be started anew for each call
+            self._pool = parallel.__enter__()
+        return parallel
+
+    def n_workers(self) -> int:
+        """Return how many workers would answer now."""
+        return self._active()[1]
 
     def _active(self) -> tuple[Any, int]:
         """Return the backend of joblib that is meant, and how many workers it has."""
-        settings = {"n_jobs": self.n_jobs, "backend": self.backend}
-        given = {name: value for name, value in settings.items() if value is not None}
-        with joblib.parallel_config(**given):
+        with self._configured():
             backend, n_jobs = get_active_backend()
             return backend, joblib.effective_n_jobs(n_jobs)
+
+    def _configured(self) -> joblib.parallel_config:
+        settings = {"n_jobs": self.n_jobs, "backend": self.backend}
+        given = {name: value for name, value in settings.items() if value is not None}
+        return joblib.parallel_config(**given)
 
     def _learn(self, work: float, seconds: float) -> None:
         if work > 0:
             rate, old = seconds / work, self._seconds
             self._seconds = rate if old is None else (old + rate) / 2
+
+
+def _kind(backend: Any) -> str:
+    return type(backend).__name__.removesuffix("Backend").lower()
 
 
 def _timed(

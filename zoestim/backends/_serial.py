@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import os
 import socket
-import threading
 from collections.abc import Callable, Iterator, Sequence
 from typing import Protocol, TypeVar
 
@@ -88,6 +87,6 @@ class SerialBackend:
         """There is nothing to let go of."""
 
 
-def worker_name() -> str:
-    """Return what reports call this worker: its host, process and thread."""
-    return f"{socket.gethostname()}:{os.getpid()}:{threading.current_thread().name}"
+def worker_name(number: int = 0) -> str:
+    """Return what reports call a worker: its host and process, and its number of several there."""
+    return f"{socket.gethostname()}:{os.getpid()}" + (f":{number}" if number else "")

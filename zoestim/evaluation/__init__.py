@@ -2,7 +2,7 @@
 
 from zoestim.evaluation._black_box import BlackBox
 from zoestim.evaluation._cost import Cost, assumed, counted, measure
-from zoestim.evaluation._cut import FeatureReuse, FeatureReuseWarning
+from zoestim.evaluation._cut import FeatureReuse, FeatureReuseWarning, has_boxes
 from zoestim.evaluation._evaluate import Asking, Evaluation, evaluate, unchanged_attributes
 from zoestim.evaluation._inputs import (
     MATRIX_TYPES,
@@ -22,7 +22,9 @@ from zoestim.evaluation._patience import MAX_RETRIES, Patience
 from zoestim.evaluation._propagate import Propagation, Visit
 from zoestim.evaluation._query_error import QueryError
 from zoestim.evaluation._random import RandomState, unchanged_generators
+from zoestim.evaluation._repeat import evaluate_mean
 from zoestim.evaluation._round import Record
+from zoestim.evaluation._state_hash import state_hash
 
 __all__ = [
     "MATRIX_TYPES",
@@ -51,11 +53,14 @@ __all__ = [
     "counted",
     "draw_seed",
     "evaluate",
+    "evaluate_mean",
     "first_parameter",
+    "has_boxes",
     "in_brief",
     "measure",
     "out_of_memory",
     "private_generator",
+    "state_hash",
     "unchanged_attributes",
     "unchanged_generators",
 ]

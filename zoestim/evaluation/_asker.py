@@ -2,25 +2,19 @@
 
 from __future__ import annotations
 
-import copy
 import math
 from collections.abc import Sequence
 from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
-from torch.utils import _pytree as pytree
 
 from zoestim.backends import worker_name
 from zoestim.evaluation._lanes import in_brief, out_of_memory
-from zoestim.evaluation._objective import Batch, Objective
+from zoestim.evaluation._losses import Losses
 from zoestim.evaluation._patience import Patience, Reply
 from zoestim.evaluation._plan import Chunk
-from zoestim.evaluation._program import Pass, Program
-from zoestim.evaluation._propagate import Propagation
 from zoestim.evaluation._query_error import Failure, QueryTimeout
-from zoestim.evaluation._random import RandomState
-from zoestim.propagation import Value
 
 
 class Answer(NamedTuple):
@@ -42,71 +36,32 @@ class Answer(NamedTuple):
 
 
 class Asker:
-    """One batch as one worker sees it: a graph, its features, and what remains of patience.
+    """Answers queries as long as its patience lasts.
 
     Parameters
     ----------
-    objective : Objective
-        What is evaluated.
-    batch : Batch
-        The data.
-    program, done : Program, Pass
-        The graph and its features.
-    base_loss : float
-        The loss at the module's own parameters.
-    draws : RandomState or None
-        What the criterion is to draw, if it draws at all.
+    losses : Losses
+        The batch.
     patience : Patience
         How long and how often a query is asked.
+    number : int, default=0
+        Which of the askers of this process it is.
 
     Attributes
     ----------
-    propagation : Propagation
-        Carries folds through the graph.
     unfolded : dict from parameter names to str
         What was found not to fold, and why.
+    worker : str
+        What reports call it.
     """
 
-    def __init__(
-        self,
-        objective: Objective,
-        batch: Batch,
-        program: Program,
-        done: Pass,
-        base_loss: float,
-        draws: RandomState | None,
-        patience: Patience,
-    ):
-        self.objective = objective
-        self.batch = batch
-        self.program = program
-        self.done = done
-        self.base_loss = base_loss
-        self.draws = draws
+    def __init__(self, losses: Losses, patience: Patience, number: int = 0):
+        # A query that hangs stays in its module: it gets one of its own.
+        self.losses = losses if patience.timeout is None else losses.apart()
         self.patience = patience
-        self.ways = objective.ways
+        self.worker = worker_name(number)
         self.unfolded: dict[tuple[str, ...], str] = {}
         self._fitting: dict[tuple[str, ...], int] = {}  # the most lanes that fit
-        self._renew()
-
-    def _renew(self) -> None:
-        """Leave the module to a query that still runs in it, and go on with another."""
-        if self.patience.timeout is not None:
-            self.program = self.program.apart()
-        matrix_type = self.objective.matrix_type
-        self.propagation = Propagation(self.program, self.done, self.ways, matrix_type)
-
-    def apart(self) -> Asker:
-        """Return one for another thread: it shares the features and no place of a parameter."""
-        own = copy.copy(self)
-        own.program, own.ways = self.program.apart(), copy.deepcopy(self.ways)
-        own.unfolded, own._fitting = {}, {}
-        own._renew()
-        return own
-
-    def asks_box(self, names: tuple[str, ...]) -> bool:
-        """Return whether queries of some parameters ask a black box, which may be paid for."""
-        return bool(self.program.boxes(self.program.dependents(names)))
 
     def answer(self, chunk: Chunk, folded: bool) -> Answer:
         """Return by how much each query changes the loss.
@@ -120,10 +75,10 @@ class Asker:
         """
         if not folded:
             return self._lane_by_lane(chunk)
-        if not self.asks_box(chunk.names):
+        if not self.losses.asks_box(chunk.names):
             changes = self._try_fold(chunk)
             return self._lane_by_lane(chunk) if changes is None else self._mend(chunk, changes, 1)
-        found = self._patiently(lambda: self._fold(chunk), usable=lambda changes: True)
+        found = self._patiently(lambda: self.losses.folded(chunk), usable=lambda changes: True)
         if found.cause is not None:
             return self._failed(chunk, 0, found)
         return self._mend(chunk, found.value, found.attempts)
@@ -134,7 +89,7 @@ class Asker:
         if not bad:
             return Answer(changes, attempts)
         if attempts > self.patience.max_retries:
-            lost = Reply(self.base_loss + float(changes[bad[0]]), None, attempts)
+            lost = Reply(self.losses.base_loss + float(changes[bad[0]]), None, attempts)
             return self._failed(chunk, bad[0], lost, changes)
         again = self._lane_by_lane(chunk, bad, attempts)
         changes = changes.index_copy(0, torch.tensor(bad), again.changes[bad])
@@ -146,7 +101,7 @@ class Asker:
         """Ask queries one by one, until one fails for good."""
         changes, most = torch.full((len(chunk),), math.nan, dtype=torch.float64), 1
         for lane in range(len(chunk)) if lanes is None else lanes:
-            found = self._patiently(lambda: float(self.alone(chunk, [lane])), asked=asked)  # noqa: B023
+            found = self._patiently(lambda: float(self.losses.alone(chunk, [lane])), asked=asked)  # noqa: B023
             most = max(most, found.attempts)
             if found.cause is not None or not math.isfinite(found.value):
                 return self._failed(chunk, lane, found, changes)
@@ -158,7 +113,7 @@ class Asker:
             try:
                 return self.patience.within_time(function)
             except QueryTimeout:
-                self._renew()
+                self.losses = self.losses.apart()
                 raise
 
         return Patience(None, self.patience.max_retries).ask(call, **how)
@@ -166,31 +121,18 @@ class Asker:
     def _failed(
         self, chunk: Chunk, lane: int, found: Reply, changes: Tensor | None = None
     ) -> Answer:
-        loss = None if found.value is None else self.base_loss + found.value
+        loss = None if found.value is None else self.losses.base_loss + found.value
         position = int(chunk.positions[lane])
-        failure = Failure(position, loss, found.cause, found.attempts, worker_name())
+        failure = Failure(position, loss, found.cause, found.attempts, self.worker)
         if changes is None:
             changes = torch.full((len(chunk),), math.nan, dtype=torch.float64)
         return Answer(changes, found.attempts, failure)
-
-    def alone(self, chunk: Chunk, lanes: Sequence[int]) -> Tensor:
-        """Return by how much queries change the loss, each run on its own."""
-        losses = []
-        for lane in lanes:
-            outputs = self.program.rerun(self.done, chunk.lane(lane))
-            losses.append(self._criterion(outputs).cpu())
-        return (torch.stack(losses) - self.base_loss) * chunk.stretch()[lanes]
-
-    def _criterion(self, outputs: Any, wide: bool = False) -> Tensor:
-        if self.draws is not None:
-            self.draws.restore()
-        return self.objective.batch_loss(outputs, self.batch, wide)
 
     def _try_fold(self, chunk: Chunk) -> Tensor | None:
         """Fold a chunk, in halves if it does not fit; None where it cannot be folded."""
         if len(chunk) <= self._fitting.get(chunk.names, len(chunk)):
             try:
-                return self._fold(chunk)
+                return self.losses.folded(chunk)
             except Exception as error:
                 if not out_of_memory(error):
                     self.unfolded[chunk.names] = in_brief(error)
@@ -202,23 +144,3 @@ class Asker:
         self._fitting[chunk.names] = min(most, self._fitting.get(chunk.names, most))
         parts = [self._try_fold(half) for half in halves]
         return None if any(part is None for part in parts) else torch.cat(parts)  # type: ignore[arg-type]
-
-    def _fold(self, chunk: Chunk) -> Tensor:
-        outputs = self.propagation.run(chunk.changes, chunk.fold)
-        return self._loss_changes(outputs, len(chunk)).cpu()
-
-    def _loss_changes(self, outputs: Any, n_lanes: int) -> Tensor:
-        """Return by how much changed outputs change the loss."""
-        leaves, spec = pytree.tree_flatten(outputs)
-        if not any(isinstance(leaf, Value) and leaf.change is not None for leaf in leaves):
-            return torch.zeros(n_lanes, dtype=torch.float64)
-        if isinstance(outputs, Value) and self.draws is None:
-            closed = self.objective.loss.changes(outputs, self.batch.target)
-            if closed is not None:
-                return closed
-
-        def operation(lanes: list[Any], wide: bool) -> Tensor:
-            return self._criterion(pytree.tree_unflatten(lanes, spec), wide)
-
-        losses, _ = self.ways.run(operation, leaves, "criterion")
-        return losses[1:] - losses[0]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Callable, Mapping
 from typing import Any
 
@@ -29,10 +30,12 @@ class BlackBox(nn.Module):
     initial_params : array or dict of str to array
         The starting values. Each named array is a layer to the sparsity rules. Integers
         become float64.
-    vectorized : bool, default=False
+    vectorized : bool or int, default=False
         Whether `function` takes K parameter sets in one call: each array of `params` then
         has a leading axis of length K, and so have the outputs, (K, n, ...). With a batch
-        that differs between the sets (a layer behind a trained one), `X` has it too.
+        that differs between the sets (a layer behind a trained one), `X` has it too. A
+        number is the most sets a call may hold, which several workers need to have calls to
+        share; True leaves it to the memory.
 
     Examples
     --------
@@ -49,7 +52,7 @@ class BlackBox(nn.Module):
         self,
         function: Callable[[Any, Any], Any],
         initial_params: Parameters,
-        vectorized: bool = False,
+        vectorized: bool | int = False,
     ):
         super().__init__()
         self.function = function
@@ -79,6 +82,13 @@ class BlackBox(nn.Module):
             )
         tensor = tensor if tensor.is_floating_point() else tensor.to(torch.float64)
         self.register_parameter(name, nn.Parameter(tensor))
+
+    def __deepcopy__(self, memo: dict[int, Any]) -> BlackBox:
+        # The function is not the model's: it may be a connection, of which there is one.
+        memo[id(self.function)] = self.function
+        other = memo[id(self)] = self.__new__(type(self))
+        other.__dict__.update(copy.deepcopy(vars(self), memo))
+        return other
 
     def forward(self, x: Tensor) -> Tensor:
         """Return the outputs of one call of the function, shape (n, ...)."""

@@ -89,7 +89,7 @@ def recut(module: nn.Module, reuse: FeatureReuse, in_place: bool) -> Program:
 def _cut_graph(module: nn.Module, x: Tensor) -> tuple[Program, dict[str, str]]:
     graph, traced, opaque = trace(module)
     program = Program(module, graph, traced)
-    if provable(module):
+    if not has_boxes(module):
         prove(program, x)
     elif module._forward_hooks or module._forward_pre_hooks:
         raise Untraceable("its own hooks are no part of its graph")
@@ -99,7 +99,7 @@ def _cut_graph(module: nn.Module, x: Tensor) -> tuple[Program, dict[str, str]]:
 def _uncut(module: nn.Module, x: Tensor) -> Program:
     """Return the program that runs the whole module: folded only if that is proven."""
     program = Program(module, whole(), module)
-    if provable(module):
+    if not has_boxes(module):
         with contextlib.suppress(Untraceable):
             prove(program, x)
             return program
@@ -114,9 +114,9 @@ def _warn(what: str) -> None:
     )
 
 
-def provable(module: nn.Module) -> bool:
-    """Return whether a module may be asked for a proof."""
-    return not any(isinstance(part, BlackBox) for part in module.modules())
+def has_boxes(module: nn.Module) -> bool:
+    """Return whether a module asks a black box, which may be paid for: nothing is tried on it."""
+    return any(isinstance(part, BlackBox) for part in module.modules())
 
 
 def prove(program: Program, x: Tensor) -> None:

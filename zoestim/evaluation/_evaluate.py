@@ -13,20 +13,20 @@ from torch.utils import _pytree as pytree
 
 from zoestim.backends import Backend, SerialBackend, Unsendable
 from zoestim.evaluation._asker import Asker
-from zoestim.evaluation._cost import FREE_SHARE, Cost, assumed, fold_size, free_memory, measure
+from zoestim.evaluation._cut import has_boxes
+from zoestim.evaluation._elsewhere import known_nodes
 from zoestim.evaluation._journal import Journal
-from zoestim.evaluation._lanes import in_brief, out_of_memory
+from zoestim.evaluation._losses import Losses
 from zoestim.evaluation._objective import Batch, Objective
 from zoestim.evaluation._patience import Patience
-from zoestim.evaluation._plan import FoldSize, Group, Part, make_groups
+from zoestim.evaluation._plan import Part, make_groups
+from zoestim.evaluation._planner import Planner
 from zoestim.evaluation._program import Known, Pass, Program
 from zoestim.evaluation._query_error import Failure, QueryError
 from zoestim.evaluation._random import RandomState, unchanged_generators
 from zoestim.evaluation._round import Answers, Record, Round, answer
 from zoestim.evaluation._threads import one_thread
 from zoestim.gradients import CoordinateQueries, Queries
-
-ALONE = FoldSize(1, 1, 0)
 
 
 @dataclass(frozen=True)
@@ -143,7 +143,7 @@ class _Base:
 
 def _ask_base(objective: Objective, batch: Batch, asking: Asking) -> _Base:
     """Run the pass that all queries start from; a black box is asked once, by one process."""
-    if not objective.has_boxes:
+    if not has_boxes(objective.module):
         base = _base_pass(objective, batch)
         _refuse_nonfinite_base(base, batch)
         return base
@@ -178,7 +178,7 @@ def _base_pass(
         loss = float(objective.batch_loss(done.output, batch))
         if draws is not None and draws == RandomState.current(batch.X.device):
             draws = None
-    return _Base(program, done, program.known(done), draws, loss)
+    return _Base(program, done, known_nodes(program, done), draws, loss)
 
 
 class _Driver:
@@ -189,11 +189,9 @@ class _Driver:
     ):
         self.objective, self.batch, self.queries = objective, batch, queries
         self.asking, self.base = asking, base
-        device = batch.X.device
-        self.memory_budget = objective.memory_budget or int(FREE_SHARE * free_memory(device))
-        self.asker = Asker(
-            objective, batch, base.program, base.done, base.loss, base.draws, asking.patience
-        )
+        losses = Losses(objective, batch, base.program, base.done, base.loss, base.draws)
+        self.asker = Asker(losses, asking.patience)
+        self.planner = Planner(self.asker)
         self.records: list[Record] = []
         self.changes = torch.full((len(queries),), torch.nan, dtype=torch.float64)
 
@@ -202,7 +200,9 @@ class _Driver:
         objective, base, asking = self.objective, self.base, self.asking
         self._read_journal()
         groups = make_groups(self.queries, objective.parameters, objective.theta())
-        sizes = [self._size(group) for group in groups]
+        sizes = [self.planner.size(group) for group in groups]
+        for positions, changes in self.planner.answered:
+            self.changes[positions] = changes
         random = {node.name: state for node, state in base.done.random.items()}
         round_ = Round(
             objective, self.batch, self.queries, sizes, base.known, random, base.loss, base.draws,
@@ -216,74 +216,6 @@ class _Driver:
             for position, change in self.asking.journal.answers().items():
                 self.changes[position] = change
 
-    def _size(self, group: Group) -> FoldSize:
-        """Return how many queries of a group go together: one where that is not proven."""
-        objective, names = self.objective, group.names
-        boxes = self.base.program.boxes(self.base.program.dependents(names))
-        foldable = not self.base.program.in_place and all(box.vectorized for box in boxes)
-        if not objective.foldable.setdefault(names, foldable):
-            return ALONE
-        try:
-            size = fold_size(self._cost(group), self.memory_budget)
-            most = [int(box.vectorized) for box in boxes if box.vectorized is not True]
-            size = size.at_most(min(most)) if most else size
-            if boxes or names in objective.proven or self._proves(group, size):
-                return size
-            reason: Exception | str = self.asker.unfolded.get(
-                names, "its operations do not fold exactly"
-            )
-        except Exception as error:
-            if out_of_memory(error):
-                return ALONE
-            reason = error
-        self._unfold(names, reason)
-        return ALONE
-
-    def _cost(self, group: Group) -> Cost:
-        """Return the cost of one query of a group, from its first one."""
-        known, key = self.objective.costs, (group.names, self.batch.X.shape)
-        if key not in known:
-            if self.asker.asks_box(group.names):  # a query on trial would be paid for
-                known[key] = self._assumed(group)
-            else:
-                one = group.chunk(group.positions[:1])
-                known[key] = measure(self.asker.propagation, one.changes)
-        return known[key]
-
-    def _assumed(self, group: Group) -> Cost:
-        nodes = self.base.program.dependents(group.names)
-        return assumed([self.base.done.values[node] for node in nodes])
-
-    def _proves(self, group: Group, size: FoldSize) -> bool:
-        """Judge the first fold of some parameters by two queries on their own.
-
-        A query is judged by its difference from the base, which is what the gradient is
-        made of: the losses themselves differ so little that any would pass. The one that
-        changes the loss most is least hidden by rounding.
-        """
-        chunk = Part(group, next(group.folds(size)), size.cut).chunk()
-        found = self.asker.answer(chunk, folded=True)
-        if chunk.names in self.asker.unfolded:
-            return False
-        if found.failure is not None or not chunk.names:
-            return True  # it is no worse than on its own
-        precision = torch.finfo(chunk.theta[chunk.names[0]].dtype)
-        rounding = 64 * precision.eps * max(1.0, abs(self.base.loss))
-        changes = found.changes
-        lanes = sorted({0, 1 + int(changes[1:].abs().argmax()) if len(chunk) > 1 else 0})
-        rtol = 1e-6 if precision.eps < 1e-12 else 1e-2
-        rtol = 0.2 if self.objective.matrix_type is not None else rtol
-        expected = self.asker.alone(chunk, lanes)
-        if not torch.allclose(changes[lanes], expected, rtol=rtol, atol=rounding):
-            return False
-        self.objective.proven.add(chunk.names)
-        self.changes[chunk.positions] = changes
-        return True
-
-    def _unfold(self, names: tuple[str, ...], reason: Exception | str) -> None:
-        self.objective.foldable[names] = False
-        self.objective.reuse.unfolded[", ".join(names)] = in_brief(reason)
-
     def _collect(self, round_: Round) -> None:
         """Have answered what is not, and again what a worker had that was lost."""
         backend, lost = self.asking.backend, None
@@ -292,7 +224,7 @@ class _Driver:
             if not todo:
                 return
             answered = torch.isfinite(self.changes)
-            work = [self._work(round_.parts[k]) for k in todo]
+            work = [self.planner.work(round_.parts[k]) for k in todo]
             try:
                 for _, answers in backend.map(answer, round_.of(todo, answered), work):
                     self._take(answers)
@@ -314,16 +246,11 @@ class _Driver:
     def _is_open(self, part: Part) -> bool:
         return any(bool(self.changes[piece].isnan().any()) for piece in part.pieces)
 
-    def _work(self, part: Part) -> float:
-        group = part.group
-        cost = self.objective.costs.get((group.names, self.batch.X.shape)) or self._assumed(group)
-        return len(part) * float(max(1, cost.work))
-
     def _take(self, answers: Answers) -> None:
         self.changes[answers.positions] = answers.changes
         self.records += answers.records
         for names, reason in answers.unfolded.items():
-            self._unfold(names, reason)
+            self.planner.unfold(names, reason)
         for name, reason in answers.slow.items():
             self.objective.reuse.unfolded.setdefault(name, reason)
         if answers.failure is not None:

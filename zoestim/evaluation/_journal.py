@@ -7,7 +7,7 @@ import json
 import os
 import socket
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -36,8 +36,16 @@ class Journal:
     """
 
     path: Path
-    round: int
+    round: int = 0
     host: str = socket.gethostname()
+
+    def of(self, round_: int) -> Journal:
+        """Return the journal of another round, in the same file."""
+        return replace(self, round=round_)
+
+    def clear(self) -> None:
+        """Forget all rounds: a checkpoint holds what they led to."""
+        self.path.unlink(missing_ok=True)
 
     @property
     def is_here(self) -> bool:

@@ -14,16 +14,12 @@ from torch import Tensor, nn
 from torch.utils import _pytree as pytree
 
 from zoestim.evaluation._cost import Cost
-from zoestim.evaluation._cut import FeatureReuse, cut, provable, prove, recut
+from zoestim.evaluation._cut import FeatureReuse, cut, has_boxes, prove
 from zoestim.evaluation._in_place import Untraceable
 from zoestim.evaluation._lanes import Ways, widen
 from zoestim.evaluation._loss import BatchLoss
 from zoestim.evaluation._parameters import ParameterMap
 from zoestim.evaluation._program import Known, Pass, Program
-from zoestim.evaluation._random import RandomState
-
-# The graph that this process traced last, as a worker, by the name that its owner gave it.
-_GRAPHS: dict[str, Program] = {}
 
 
 @dataclass(frozen=True)
@@ -51,6 +47,11 @@ class Batch:
         """Return the batch without what else its tensors' memory holds, to be sent."""
         weight = None if self.weight is None else self.weight.clone()
         return Batch(self.X.clone(), self.y.clone(), weight, self.label)
+
+    def to(self, device: torch.device) -> Batch:
+        """Return the batch on a device."""
+        weight = None if self.weight is None else self.weight.to(device)
+        return Batch(self.X.to(device), self.y.to(device), weight, self.label)
 
     @property
     def target(self) -> Any:
@@ -110,6 +111,7 @@ class Objective:
         self.costs: dict[Any, Cost] = {}
         self.proven: set[tuple[str, ...]] = set()
         self.ways = Ways({})
+        self.graph, self.in_place = "", False  # the name of the graph, and how it runs
         self._check_outputs = check_outputs
         self._program: Program | None = None
         self._doubted = False
@@ -158,30 +160,13 @@ class Objective:
         """
         if self._program is None or not self._holds(self._program, batch):
             self._program, self.reuse = cut(self.module, batch.X, self.feature_reuse)
-            self._in_place, self._graph = self._program.in_place, uuid.uuid4().hex
+            self.in_place, self.graph = self._program.in_place, uuid.uuid4().hex
             self.ways = Ways(self.reuse.unfolded)
             self.foldable, self.costs, self.proven = {}, {}, set()  # they were another graph's
         done = self._program.run(batch.X.clone(), known)  # a node may write to its input
         if self._check_outputs is not None:
             self._check_outputs(done.output, batch)
         return self._program, done
-
-    def elsewhere(
-        self, batch: Batch, known: Mapping[str, Known], random: Mapping[str, RandomState]
-    ) -> tuple[Program, Pass]:
-        """Run the whole graph as a worker does, whose objective is a copy sent to it."""
-        graph = _GRAPHS.get(self._graph)
-        if graph is None:
-            graph = recut(self.module, self.reuse, self._in_place)
-            _GRAPHS.clear()
-            _GRAPHS[self._graph] = graph
-        program = graph.on(self.module)
-        return program, program.run(batch.X.clone(), known, random)
-
-    @property
-    def has_boxes(self) -> bool:
-        """Whether queries may be paid for."""
-        return not provable(self.module)
 
     def batch_loss(self, outputs: Any, batch: Batch, wide: bool = False) -> Tensor:
         """Return the loss of outputs; a criterion may write to what it is given.
@@ -198,7 +183,7 @@ class Objective:
 
     def distrust(self) -> None:
         """Ask for the graph to be proven once more: code outside may have set attributes."""
-        self._doubted = self.reuse.active and provable(self.module)
+        self._doubted = self.reuse.active and not has_boxes(self.module)
 
     def _holds(self, program: Program, batch: Batch) -> bool:
         """Return whether the graph that was cut is still that of the module."""

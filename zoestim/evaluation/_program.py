@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import copy
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from typing import Any, NamedTuple
@@ -104,7 +103,7 @@ class Program:
             if node.op == "call_module"
         }
         self._dependents: dict[frozenset[str], tuple[fx.Node, ...]] = {}
-        self._modules: dict[fx.Node, nn.Module] = {}
+        self.modules: dict[fx.Node, nn.Module] = {}
         self._schedules: dict[tuple[fx.Node, ...], Any] = {}
 
     def _names_of(self, node: fx.Node) -> dict[str, str]:
@@ -160,31 +159,6 @@ class Program:
     def _boxes_in(self, target: str) -> list[BlackBox]:
         parts = self.module.get_submodule(target).modules()
         return [part for part in parts if isinstance(part, BlackBox)]
-
-    def apart(self) -> Program:
-        """Return the same graph on a module of its own, which shares the tensors.
-
-        A call swaps parameters in the module: two threads need two modules.
-        """
-        return self.on(copy.deepcopy(self.module) if self.in_place else _alias(self.module))
-
-    def on(self, module: nn.Module) -> Program:
-        """Return the same graph on another module of the same make."""
-        program = copy.copy(self)
-        program.module, program._modules = module, {}
-        return program
-
-    def known(self, done: Pass) -> dict[str, Known]:
-        """Return what the nodes gave that ask black boxes."""
-        return {
-            node.name: Known(
-                done.values[node],
-                done.kept.get(node, {}),
-                {name: done.tensors[name] for name in self.tensors[node].values()},
-            )
-            for node in self.nodes
-            if self.boxes((node,))
-        }
 
     def run(
         self,
@@ -302,11 +276,11 @@ class Program:
 
     def submodule(self, node: fx.Node) -> nn.Module:
         """Return the module that a node calls, never in place."""
-        if node not in self._modules:
+        if node not in self.modules:
             traced = self._traced.get_submodule(str(node.target))
             own = self.module.get_submodule(str(node.target))
-            self._modules[node] = traced if getattr(own, "inplace", False) else own
-        return self._modules[node]
+            self.modules[node] = traced if getattr(own, "inplace", False) else own
+        return self.modules[node]
 
     def _constant(self, node: fx.Node) -> Any:
         path, _, attribute = str(node.target).rpartition(".")
@@ -341,22 +315,6 @@ def _call_with(module: nn.Module, tensors: dict[str, Tensor], args: Any, kwargs:
         return module(*args, **kwargs)
     # Every place that holds a tensor is named, so there is nothing left to tie.
     return functional_call(module, tensors, args, kwargs, tie_weights=False)
-
-
-def _alias(module: nn.Module) -> nn.Module:
-    """Return a module that shares tensors and attributes, but not the places that hold them."""
-    aliases: dict[int, nn.Module] = {}
-
-    def alias(own: nn.Module) -> nn.Module:
-        if id(own) not in aliases:
-            other = aliases[id(own)] = own.__new__(type(own))
-            for name, value in vars(own).items():
-                place = isinstance(value, list | dict)
-                other.__dict__[name] = copy.copy(value) if place else value
-            other._modules = {n: m and alias(m) for n, m in own._modules.items()}
-        return aliases[id(own)]
-
-    return alias(module)
 
 
 def _first_names(named: Iterable[tuple[str, Tensor]]) -> dict[str, str]:

@@ -6,7 +6,7 @@ import random
 import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
@@ -45,6 +45,10 @@ class RandomState:
             cuda = torch.Generator(device).manual_seed(seed).get_state()
         numpy = np.random.RandomState(seed % 2**32).get_state(legacy=True)
         return cls(cpu, cuda, numpy, random.Random(seed).getstate(), device)
+
+    def on(self, device: torch.device) -> RandomState:
+        """Return the state for another device: the same draws there."""
+        return replace(self, device=device)
 
     def restore(self) -> None:
         """Put the generators into this state."""

@@ -6,16 +6,20 @@ import contextlib
 import threading
 import time
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, fields
+from dataclasses import dataclass, fields, replace
 from functools import cached_property
+from itertools import count
 from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
+from torch.utils import _pytree as pytree
 
-from zoestim.backends import worker_name
 from zoestim.evaluation._asker import Asker
+from zoestim.evaluation._cut import has_boxes
+from zoestim.evaluation._elsewhere import arrived, on_device
 from zoestim.evaluation._journal import Journal
+from zoestim.evaluation._losses import Losses
 from zoestim.evaluation._objective import Batch, Objective
 from zoestim.evaluation._patience import Patience
 from zoestim.evaluation._plan import Chunk, FoldSize, Part, make_groups, make_parts
@@ -104,7 +108,7 @@ class Round:
     random : dict from node name to RandomState
         The generators' states before each node that draws.
     base_loss, draws, patience
-        See :class:`Asker`.
+        See :class:`Losses` and :class:`Asker`.
     journal : Journal, optional
         Keeps each answer as soon as it is there.
     here : Asker, optional
@@ -126,8 +130,10 @@ class Round:
     def __post_init__(self) -> None:
         self.todo: Sequence[int] = ()  # which of the parts are the tasks
         self.answered = torch.zeros(0, dtype=torch.bool)
+        self.arrived = False  # in another process than the one that asks
         self._first = self.here
         self._idle = [] if self.here is None else [self.here]
+        self._n_askers = count(1)
 
     def __getstate__(self) -> dict[str, Any]:
         state = {each.name: getattr(self, each.name) for each in fields(self)}
@@ -137,12 +143,29 @@ class Round:
     def __setstate__(self, state: dict[str, Any]) -> None:
         self.__init__(**state["fields"])  # type: ignore[misc]
         self.todo, self.answered = state["todo"], state["answered"]
+        self.arrived = True
 
     @cached_property
     def parts(self) -> list[Part]:
         """The units of arithmetic, the same for every worker."""
         parameters, theta = self.objective.parameters, self.objective.theta()
         return make_parts(make_groups(self.queries, parameters, theta), self.sizes)
+
+    def at(self, device: torch.device) -> Round:
+        """Return the round on another device of this process."""
+        if device == self.batch.X.device:
+            return self
+        other = replace(
+            self,
+            objective=on_device(self.objective, device),
+            batch=self.batch.to(device),
+            known=pytree.tree_map_only(Tensor, lambda value: value.to(device), self.known),
+            random={name: state.on(device) for name, state in self.random.items()},
+            draws=self.draws and self.draws.on(device),
+            here=None,
+        )
+        other.todo, other.answered = self.todo, self.answered
+        return other
 
     def of(self, todo: Sequence[int], answered: Tensor) -> Round:
         """Return the round whose tasks are some of the parts, and the queries that are none."""
@@ -154,7 +177,7 @@ class Round:
         """Return the queries of a task, without those that a black box has answered."""
         chunk = self.parts[self.todo[task]].chunk()
         open_ = (~self.answered[chunk.positions]).nonzero().flatten().tolist()
-        if len(open_) == len(chunk) or not self.objective.has_boxes:
+        if len(open_) == len(chunk) or not has_boxes(self.objective.module):
             return chunk
         return chunk.part(open_)
 
@@ -163,7 +186,7 @@ class Round:
         if not self.random and self.draws is None:
             return contextlib.nullcontext()
         # The process that asks has set them aside already.
-        return _TURN if self.here is not None else unchanged_generators(self.batch.X.device)
+        return unchanged_generators(self.batch.X.device) if self.arrived else _TURN
 
     @contextlib.contextmanager
     def asker(self) -> Iterator[Asker]:
@@ -172,17 +195,19 @@ class Round:
             if self._first is None:
                 self._first = self._elsewhere()
                 self._idle = [self._first]
-            asker = self._idle.pop() if self._idle else self._first.apart()
+            if self._idle:
+                asker = self._idle.pop()
+            else:
+                asker = Asker(self._first.losses.apart(), self.patience, next(self._n_askers))
         try:
             yield asker
         finally:
             self._idle.append(asker)
 
     def _elsewhere(self) -> Asker:
-        program, done = self.objective.elsewhere(self.batch, self.known, self.random)
-        return Asker(
-            self.objective, self.batch, program, done, self.base_loss, self.draws, self.patience
-        )
+        program, done = arrived(self.objective, self.batch, self.known, self.random)
+        losses = Losses(self.objective, self.batch, program, done, self.base_loss, self.draws)
+        return Asker(losses, self.patience)
 
 
 def answer(round_: Round, tasks: list[int]) -> Answers:
@@ -203,12 +228,22 @@ def answer(round_: Round, tasks: list[int]) -> Answers:
             changes.append(found.changes[there])
             if round_.journal is not None and round_.journal.is_here:
                 round_.journal.append(positions[-1], changes[-1])
-            first, worker = int(chunk.positions[0]), worker_name()
-            records.append(Record(first, len(chunk), started, seconds, found.attempts, worker))
+            first, n = int(chunk.positions[0]), len(chunk)
+            records.append(Record(first, n, started, seconds, found.attempts, asker.worker))
             if found.failure is not None:
                 break
+    if not has_boxes(round_.objective.module):
+        records = _summed(records)  # nobody pays for the single one
     failure = found.failure.sendable() if found and found.failure else None
-    slow = dict(asker.ways.slow)
+    slow = dict(asker.losses.ways.slow)
     return Answers(
         torch.cat(positions), torch.cat(changes), tuple(records), asker.unfolded, slow, failure
     )
+
+
+def _summed(records: list[Record]) -> list[Record]:
+    """Return one record of all queries that a worker answered together."""
+    first = records[0]
+    n_queries, attempts = sum(r.n_queries for r in records), max(r.attempts for r in records)
+    seconds = sum(r.seconds for r in records)
+    return [first._replace(n_queries=n_queries, seconds=seconds, attempts=attempts)]

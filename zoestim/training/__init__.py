@@ -1,13 +1,17 @@
 """Training on a skorch net: Alg. 1 and 2 a step at a time, and what happens around them."""
 
+from zoestim.training._asking import main_device
+from zoestim.training._query_log import QueryLog
 from zoestim.training._session import make_net, prepare
 from zoestim.training._sklearn_callbacks import CallbackSupportMixin
 from zoestim.training._step import StepSettings, TrainingStep
 
 __all__ = [
     "CallbackSupportMixin",
+    "QueryLog",
     "StepSettings",
     "TrainingStep",
+    "main_device",
     "make_net",
     "prepare",
 ]

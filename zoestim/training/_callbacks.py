@@ -6,10 +6,12 @@ import math
 from collections.abc import Callable
 from typing import Any
 
+import torch
 from skorch.callbacks import Callback
 from tqdm.auto import tqdm
 
 from zoestim.training._net import ZONet
+from zoestim.training._step import TrainingStep
 
 LR_SCHEDULES = ("cosine", "constant")
 
@@ -34,12 +36,28 @@ class Conductor(Callback):
         if not training:
             net.zo_step.n_queries += 1  # a validation loss is a query too
         elif self.update == "active":
-            net.zo_step.restrict_update()
+            _restrict_update(net.zo_step)
 
     def on_epoch_end(self, net: ZONet, **kwargs: Any) -> None:
         net.history.record("n_queries", net.zo_step.n_queries)
         net.zo_step.objective.distrust()
         net.zo_step.epoch = len(net.history)  # whose renewals the budget has to allow
+
+
+def _restrict_update(step: TrainingStep) -> None:
+    """Undo the optimizer's move of the coordinates that were not queried.
+
+    Momentum would go on moving them on stale velocity, which can diverge.
+    """
+    parameters = step.objective.parameters
+    if len(step.active) == parameters.size:
+        return
+    active = torch.zeros(parameters.size, dtype=torch.bool)
+    active[step.active] = True
+    theta = step.objective.theta()
+    device = next(iter(theta.values())).device
+    for name, mask in parameters.split(active.to(device)).items():
+        theta[name].copy_(torch.where(mask, theta[name], step.before[name]))
 
 
 class BudgetStop(Callback):

@@ -11,7 +11,7 @@ from skorch.dataset import unpack_data
 from torch import Tensor
 from torch.utils.data import TensorDataset
 
-from zoestim.evaluation import Batch
+from zoestim.evaluation import Batch, Patience, has_boxes
 from zoestim.training._step import TrainingStep
 
 
@@ -32,6 +32,20 @@ class ZONet(NeuralNet):
         label = f"batch {number} of epoch {len(self.history)}"
         loss, outputs = self.zo_step(Batch(X, y, weight, label))
         return {"loss": torch.tensor(loss, dtype=torch.float64), "y_pred": outputs}
+
+    def validation_step(self, batch: Any, **fit_params: Any) -> dict[str, Any]:
+        """Return the loss of one batch of the validation, asked once and with patience."""
+        asking, step = self.zo_step.settings.asking, super().validation_step
+        retries = asking.patience.max_retries if has_boxes(self.zo_step.objective.module) else 0
+        patience = Patience(asking.patience.timeout, retries)
+
+        def ask() -> dict[str, Any]:
+            reply = patience.ask(lambda: step(batch, **fit_params), lambda found: True)
+            if reply.cause is not None:
+                raise reply.cause
+            return reply.value
+
+        return asking.backend.once(ask)
 
 
 def batch_sizes(n_samples: int, batch_size: int) -> list[int]:

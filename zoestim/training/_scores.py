@@ -11,14 +11,14 @@ from torch.func import functional_call
 
 from zoestim.evaluation import (
     Batch,
+    Evaluation,
     Objective,
     ParameterMap,
     RandomState,
     draw_seed,
-    evaluate,
     unchanged_generators,
 )
-from zoestim.gradients import RandomizedEstimator
+from zoestim.gradients import Queries, RandomizedEstimator
 from zoestim.sparsity import first_order_grasp_scores, grasp_scores
 
 
@@ -34,6 +34,7 @@ def score_weights(
     layers: Iterable[str],
     estimator: RandomizedEstimator,
     generator: torch.Generator,
+    ask: Callable[[Batch, Queries, int], Evaluation],
 ) -> dict[str, Tensor]:
     """Return one score a weight, by layer.
 
@@ -51,6 +52,8 @@ def score_weights(
         Estimates the gradients of ZO-GraSP.
     generator : torch.Generator
         Where the randomness comes from.
+    ask : callable
+        ``(batch, queries, seed) -> Evaluation``: has queries answered.
     """
     own = objective.theta()
     theta = {name: own[name].to(torch.float64) for name in layers}
@@ -66,7 +69,7 @@ def score_weights(
             loss = _differentiable_loss(objective, batch, part, random)
             scores = first_order_grasp_scores(flat, loss)
     else:
-        gradient = _estimated_gradient(objective, batch, part, estimator, generator)
+        gradient = _estimated_gradient(objective, batch, part, estimator, generator, ask)
         scores = grasp_scores(flat.cpu(), gradient, estimator.smoothing)
     return {name: value.cpu() for name, value in part.split(scores).items()}
 
@@ -77,18 +80,19 @@ def _estimated_gradient(
     part: ParameterMap,
     estimator: RandomizedEstimator,
     generator: torch.Generator,
+    ask: Callable[[Batch, Queries, int], Evaluation],
 ) -> Callable[[Tensor], Tensor]:
     """Return theta -> RGE on some layers, with the same directions and draws each time."""
     parameters = objective.parameters
     coordinates = parameters.flatten({n: torch.arange(s) for n, s in part.sizes.items()})
     segments, seed = parameters.segments(coordinates), draw_seed(generator)
-    random = RandomState.seeded(draw_seed(generator), batch.X.device)
+    draws = draw_seed(generator)
 
     def gradient(theta: Tensor) -> Tensor:
         directions = torch.Generator().manual_seed(seed)
         queries = estimator.queries(coordinates, segments, directions)
         with _moved(objective, part.split(theta)):
-            found = evaluate(objective, batch, queries, random)
+            found = ask(batch, queries, draws)
         return estimator.combine(queries, found.base_loss, found.losses).values
 
     return gradient

@@ -20,17 +20,19 @@ from torch import nn
 from torch.utils.data import TensorDataset
 
 from zoestim._modules import check_names
+from zoestim.backends import Backend
 from zoestim.evaluation import (
     PRECISIONS,
+    Asking,
     Objective,
     as_input,
     as_tensor,
     draw_seed,
     first_parameter,
-    private_generator,
 )
 from zoestim.gradients import RandomizedEstimator, resolve_estimator
 from zoestim.sparsity import Pruning
+from zoestim.training._asking import Agreement, main_device, make_asking, root_generator
 from zoestim.training._callbacks import BudgetStop, Conductor, LearningRate, QueryProgress
 from zoestim.training._net import ArrayBatches, ZONet
 from zoestim.training._sklearn_callbacks import SklearnBridge
@@ -79,6 +81,9 @@ class Session:
                     stacklevel=5,
                 )
         finally:
+            backend = self.net.zo_step.settings.asking.backend
+            if backend is not estimator.backend:
+                backend.close()
             _store(estimator, self.objective)
             estimator.termination_condition_ = reason
 
@@ -96,14 +101,15 @@ def prepare(
     """Make a fit ready to run: `target` is y encoded; `epochs` None is one at a constant rate."""
     if continued:
         _refuse_new_build(estimator)
-    net = estimator.net_ if continued else make_net(estimator)
+    asking = make_asking(estimator)
+    net = estimator.net_ if continued else make_net(estimator, asking.backend)
     training, validation = _tensors(X, target, weight, net.module_), None
     if estimator.early_stopping and epochs:
-        training, validation = _split(estimator, training)
+        training, validation = _split(estimator, training, asking.backend)
     net.batch_size = _batch_size(estimator, len(training))
     reserved = len(net.get_iterator(validation)) if validation else 0
     objective = estimator._make_objective(net.module_, net.criterion_)
-    settings = _settings(estimator, reserved)
+    settings = _settings(estimator, asking, reserved)
     _check_pruning(settings.pruning, objective)
     net.zo_step.begin(settings, objective)
     net.lr = _lr(estimator)
@@ -139,15 +145,15 @@ def _same(old: Any, new: Any) -> bool:
     return type(old) is type(new) and isinstance(old, plain) and old == new
 
 
-def make_net(estimator: Any) -> ZONet:
+def make_net(estimator: Any, backend: Backend) -> ZONet:
     """Return an initialised net with a fresh module, optimizer and generators."""
     optimizer_arguments = _optimizer_arguments(estimator)
-    root = private_generator(estimator.random_state)
+    root, device = root_generator(estimator, backend), main_device(estimator.device)
     module = estimator._make_module(estimator.n_features_in_, draw_seed(root))
     if estimator.precision != "auto":
         module = module.to(PRECISIONS[estimator.precision])
     net = ZONet(
-        module=module.to(estimator.device),
+        module=module.to(device),
         criterion=estimator._make_criterion().to(first_parameter(module)),
         optimizer=estimator.optimizer,
         iterator_train=ArrayBatches,
@@ -155,7 +161,7 @@ def make_net(estimator: Any) -> ZONet:
         train_split=None,
         callbacks=estimator.callbacks,
         verbose=estimator.verbose,
-        device=estimator.device,
+        device=device,
         lr=_lr(estimator),
         **{f"optimizer__{name}": value for name, value in optimizer_arguments.items()},
         **_iterator_arguments(estimator, root),
@@ -188,7 +194,7 @@ def _optimizer_arguments(estimator: Any) -> dict[str, Any]:
 
 
 def _iterator_arguments(estimator: Any, root: torch.Generator) -> dict[str, Any]:
-    device, shuffler = estimator.device, torch.Generator().manual_seed(draw_seed(root))
+    device, shuffler = main_device(estimator.device), torch.Generator().manual_seed(draw_seed(root))
     defaults = {
         "iterator_train__shuffle": True,
         "iterator_train__generator": shuffler,
@@ -210,7 +216,7 @@ def _log_arguments(estimator: Any) -> dict[str, Any]:
     return quiet | {f"callbacks__{name}": value for name, value in given}
 
 
-def _settings(estimator: Any, reserved: int) -> StepSettings:
+def _settings(estimator: Any, asking: Asking, reserved: int) -> StepSettings:
     pruning = estimator.pruning
     return StepSettings(
         estimator=_strategy(estimator),
@@ -221,6 +227,8 @@ def _settings(estimator: Any, reserved: int) -> StepSettings:
         smoothing=estimator.smoothing,
         max_queries=estimator.max_queries,
         reserved=reserved,
+        n_repeats=estimator.n_repeats,
+        asking=asking,
     )
 
 
@@ -271,13 +279,15 @@ def _tensors(
     return TensorDataset(as_input(X, module), target, *weights)
 
 
-def _split(estimator: Any, data: TensorDataset) -> tuple[TensorDataset, TensorDataset]:
+def _split(
+    estimator: Any, data: TensorDataset, backend: Backend
+) -> tuple[TensorDataset, TensorDataset]:
     stratify = data.tensors[1].numpy() if is_classifier(estimator) else None
     indices = train_test_split(
         np.arange(len(data)),
         test_size=estimator.validation_fraction,
         stratify=stratify,
-        random_state=draw_seed(private_generator(estimator.random_state)) % 2**32,
+        random_state=draw_seed(root_generator(estimator, backend)) % 2**32,
     )
     training, validation = (TensorDataset(*data[torch.as_tensor(part)]) for part in indices)
     return training, validation
@@ -304,7 +314,7 @@ def _callbacks(estimator: Any, X: Any, y: Any, *, constant_lr: bool) -> list[Cal
                 load_best=True,
             )
         )
-    return [*callbacks, BudgetStop()]
+    return [*callbacks, Agreement(), BudgetStop()]
 
 
 @contextmanager
@@ -334,6 +344,7 @@ def _store(estimator: Any, objective: Objective) -> None:
     ratios = step.schedule.ratios if step.schedule is not None else {}
     estimator.n_iter_ = len(finished)
     estimator.n_queries_ = step.n_queries
+    estimator.query_log_ = step.log
     estimator.history_ = estimator.net_.history
     estimator.loss_curve_ = [float(row["train_loss"]) for row in finished]
     estimator.feature_reuse_ = objective.reuse

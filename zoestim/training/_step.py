@@ -3,15 +3,25 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import torch
 from torch import Tensor
 
-from zoestim.evaluation import Batch, BlackBox, Objective, RandomState, draw_seed, evaluate
-from zoestim.gradients import GradientEstimator, RandomizedEstimator
+from zoestim.evaluation import (
+    Asking,
+    Batch,
+    BlackBox,
+    Evaluation,
+    Objective,
+    RandomState,
+    draw_seed,
+    evaluate_mean,
+)
+from zoestim.gradients import GradientEstimator, Queries, RandomizedEstimator
 from zoestim.sparsity import CoordinateSchedule, Pruning
+from zoestim.training._query_log import QueryLog
 from zoestim.training._scores import score_weights, scoring_cost
 
 
@@ -37,6 +47,10 @@ class StepSettings:
         The budget.
     reserved : int
         Queries that the validation of an epoch will need.
+    n_repeats : int
+        How often each query is asked, to average what it gives.
+    asking : Asking
+        Where queries are asked, and how patiently.
     """
 
     estimator: GradientEstimator
@@ -47,6 +61,8 @@ class StepSettings:
     smoothing: float
     max_queries: int | None
     reserved: int = 0
+    n_repeats: int = 1
+    asking: Asking = field(default_factory=Asking)
 
 
 class TrainingStep:
@@ -63,12 +79,18 @@ class TrainingStep:
         Losses asked for so far.
     n_steps : int
         Steps that were finished.
+    n_rounds : int
+        Batches of queries asked so far: one a step, and two for scores.
+    log : QueryLog
+        What the queries cost.
     responded : bool
         Whether any query of them gave another loss than the base.
     schedule : CoordinateSchedule or None
         The sparse coordinate sets, from the first batch on; None queries everything.
     active : Tensor of int64
         The flat coordinates of the last step.
+    before : dict from name to Tensor
+        The parameters as the last step found them.
     """
 
     settings: StepSettings
@@ -78,6 +100,8 @@ class TrainingStep:
         self.generator = generator
         self.n_queries = 0
         self.n_steps = 0
+        self.n_rounds = 0
+        self.log = QueryLog()
         self.responded = False
         self.epoch = 0
         self.schedule: CoordinateSchedule | None = None
@@ -105,13 +129,13 @@ class TrainingStep:
 
     def __getstate__(self) -> dict[str, Any]:
         # The objective belongs to one fit; its module is stored by the net.
-        transient = ("objective", "_batch", "_before")
+        transient = ("objective", "before", "_batch")
         return {key: value for key, value in self.__dict__.items() if key not in transient}
 
     def __call__(self, batch: Batch) -> tuple[float, Any]:
         """Write the estimate to ``.grad`` and return the loss and outputs of the batch."""
         self._batch = batch
-        self._before = self.objective.theta_copy()
+        self.before = self.objective.theta_copy()
         self.active = self._coordinates()
         estimator, parameters = self.settings.estimator, self.objective.parameters
         queries = estimator.queries(self.active, parameters.segments(self.active), self.generator)
@@ -120,9 +144,7 @@ class TrainingStep:
                 f"{type(estimator).__name__}.queries asks {len(queries)} times; expected "
                 f"{promised}, what its n_queries says. The budget relies on it: make them agree."
             )
-        self.n_queries += len(queries) + 1
-        random = RandomState.seeded(draw_seed(self.generator), batch.X.device)
-        found = evaluate(self.objective, batch, queries, random)
+        found = self.ask(batch, queries, draw_seed(self.generator))
         gradient = estimator.combine(queries, found.base_loss, found.losses)
         self.objective.write_gradient(gradient.dense(parameters.size))
         self.objective.keep_buffers(found.tensors)
@@ -130,24 +152,22 @@ class TrainingStep:
         self.responded |= found.base_loss == 0 or bool((found.losses != found.base_loss).any())
         return found.base_loss, found.outputs
 
-    def restrict_update(self) -> None:
-        """Undo the optimizer's move of the coordinates that were not queried.
-
-        Momentum would go on moving them on stale velocity, which can diverge.
-        """
-        parameters = self.objective.parameters
-        if len(self.active) == parameters.size:
-            return
-        active = torch.zeros(parameters.size, dtype=torch.bool)
-        active[self.active] = True
-        theta = self.objective.theta()
-        device = next(iter(theta.values())).device
-        for name, mask in parameters.split(active.to(device)).items():
-            theta[name].copy_(torch.where(mask, theta[name], self._before[name]))
+    def ask(self, batch: Batch, queries: Queries, seed: int) -> Evaluation:
+        """Have queries answered, and count and log them."""
+        settings, device = self.settings, batch.X.device
+        self.n_queries += settings.n_repeats * (len(queries) + 1)
+        draws = [RandomState.seeded(seed + r, device) for r in range(settings.n_repeats)]
+        journal = settings.asking.journal
+        asking = replace(settings.asking, journal=journal and journal.of(self.n_rounds))
+        self.n_rounds += settings.n_repeats
+        found = evaluate_mean(self.objective, batch, queries, draws, asking)
+        self.log.add(self.epoch, self.n_steps, found.records)
+        return found
 
     def next_cost(self) -> int:
         """Return how many queries the next step needs, with scores that fall due."""
-        return self.scoring_due() + 1 + self.settings.estimator.n_queries(self._n_active())
+        queries = 1 + self.settings.estimator.n_queries(self._n_active())
+        return self.scoring_due() + self.settings.n_repeats * queries
 
     def scoring_due(self) -> int:
         """Return how many of them are for scores."""
@@ -156,7 +176,8 @@ class TrainingStep:
         else:
             scoring = self._sparse and isinstance(self.settings.pruning, Pruning)
         kind = getattr(self.settings.pruning, "scores", "")
-        return scoring * scoring_cost(kind, self.settings.n_pruning_queries)
+        cost = scoring_cost(kind, self.settings.n_pruning_queries)
+        return scoring * cost * self.settings.n_repeats
 
     def affordable(self) -> bool:
         """Return whether the budget allows the next step and the validation after it."""
@@ -210,14 +231,13 @@ class TrainingStep:
     def _scores(self, kind: str) -> dict[str, Tensor]:
         """Return the scores of the prunable weights on the batch of this step."""
         settings = self.settings
-        self.n_queries += scoring_cost(kind, settings.n_pruning_queries)
         estimator = RandomizedEstimator(
             settings.n_pruning_queries,
             settings.smoothing,
             distribution=settings.pruning.distribution,  # type: ignore[union-attr]
         )
         return score_weights(
-            kind, self.objective, self._batch, self._prunable, estimator, self.generator
+            kind, self.objective, self._batch, self._prunable, estimator, self.generator, self.ask
         )
 
 

@@ -1,0 +1,46 @@
+"""Where a fit asks its queries, from an estimator's parameters."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from skorch.callbacks import Callback
+
+from zoestim.backends import Backend, resolve_backend
+from zoestim.evaluation import Asking, Patience, private_generator, state_hash
+from zoestim.training._net import ZONet
+
+
+def main_device(device: Any) -> torch.device:
+    """Return the device that holds the module: the first, if there are several."""
+    return torch.device(device[0] if isinstance(device, list) else device)
+
+
+def make_asking(estimator: Any) -> Asking:
+    """Return where, and how patiently, an estimator asks."""
+    devices = estimator.device if isinstance(estimator.device, list) else ()
+    backend = resolve_backend(estimator.n_jobs, estimator.backend, devices)
+    return Asking(backend, Patience(estimator.query_timeout, estimator.max_retries))
+
+
+def root_generator(estimator: Any, backend: Backend) -> torch.Generator:
+    """Return the generator that a fit's randomness comes from, the same for all processes."""
+    state = backend.once(lambda: private_generator(estimator.random_state).get_state())
+    return torch.Generator().set_state(state)
+
+
+class Agreement(Callback):
+    """Proves, each epoch, that processes which train together hold the same state."""
+
+    def on_epoch_end(self, net: ZONet, **kwargs: Any) -> None:
+        same = getattr(net.zo_step.settings.asking.backend, "same", None)
+        if same is None:
+            return
+        hashes = same(state_hash(net.module_, net.optimizer_, net.zo_step.generator))
+        if len(set(hashes)) > 1:
+            raise RuntimeError(
+                f"The ranks hold different states after epoch {len(net.history)}: {hashes}; "
+                "expected one. Give every rank the same data, parameters, libraries and kind of "
+                "processor."
+            )
