@@ -251,9 +251,9 @@ class ZOClassifier(ClassifierMixin, BaseZOEstimator):
         verbose: int = 0,
         **kwargs: Any,
     ):
-        # All but one are those of every estimator, under the same names.
-        own = {"self", "class_weight", "kwargs", "__class__"}
-        given = {name: value for name, value in locals().items() if name not in own}
+        given = dict(locals())  # all but one are those of every estimator
+        for own in ("self", "class_weight", "kwargs", "__class__"):
+            del given[own]
         super().__init__(**given, **kwargs)
         self.class_weight = class_weight
 

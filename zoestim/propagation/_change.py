@@ -46,7 +46,15 @@ class Entry:
         Large values and short floating types round it.
         """
         at = parameter.flatten()[self.indices.to(parameter.device)]
-        return self.steps / ((at + self.steps) - at)
+        moved = (at + self.steps) - at
+        if not moved.all():
+            lost = int((moved == 0).nonzero()[0])
+            raise ValueError(
+                f"a step of {float(self.steps[lost]):g} is lost in the rounding of a parameter "
+                f"that is {float(at[lost]):g} in {at.dtype}; raise smoothing, or pass "
+                'precision="float64"'
+            )
+        return self.steps / moved
 
 
 @dataclass(frozen=True)
