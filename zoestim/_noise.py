@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 from typing import Literal
 
@@ -56,9 +57,9 @@ def read_noise(losses: Tensor) -> Reading:
     >>> reading.spacing, 1e-6 < reading.noise < 4e-6
     ('right', True)
     """
-    size = float(losses.abs().max())
-    if size == 0:
-        return Reading(0.0, "small")
+    size = math.ldexp(
+        1.0, math.frexp(float(losses.abs().max()))[1] - 1
+    )  # dividing by it rounds nothing
     table, levels, both_signs, ratio = losses / size, [], [], 1.0
     for order in range(1, len(losses)):
         table = table.diff()
@@ -72,6 +73,14 @@ def read_noise(losses: Tensor) -> Reading:
         if both_signs[order] and max(three) <= LEVELLED * min(three):
             return Reading(size * three[0], "right")
     return Reading(size * min(levels), "large")
+
+
+def resolution(losses: Tensor) -> float:
+    """Return the noise of losses that are rounded to multiples of what they differ by."""
+    first = losses.diff()
+    differences = torch.cat([first, first.diff()]).abs()
+    floor = 64 * torch.finfo(losses.dtype).eps * float(losses.abs().max())
+    return float(min(differences[differences > floor], default=0.0)) / 12**0.5
 
 
 def rounding(loss: float) -> float:

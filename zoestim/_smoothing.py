@@ -15,7 +15,7 @@ from torch import Tensor, nn
 
 from zoestim._asked import Asked, ask_about, flat_coordinates
 from zoestim._balance import RULES, Rule
-from zoestim._noise import Reading, read_noise, rounding
+from zoestim._noise import Reading, read_noise, resolution, rounding
 from zoestim.evaluation import QueryError, evaluate, private_generator
 from zoestim.gradients import SCHEMES, CoordinateQueries
 
@@ -23,9 +23,10 @@ N_COORDINATES = 8
 ROUNDS = 3  # of either kind, at most
 SPACING = 1e-4  # of the first table, beside a typical parameter: a costly box is seldom smoother
 FARTHER = 100.0  # by which a spacing changes that tells nothing
-TABLE = (-3.0, -2.0, -1.0, 1.0, 2.0, 3.0)  # 0 is the base
-# A difference of so many times the noise is looked for, is good enough, and is seen at all.
-SOUGHT, ENOUGH, TOO_MUCH, SEEN = 100.0, 10.0, 1000.0, 4.0
+TABLE = torch.tensor([-3.0, -2.0, -1.0, 1.0, 2.0, 3.0], dtype=torch.float64)  # 0 is the base
+# A difference of so many times the noise is looked for, is good enough, and is too much.
+SOUGHT, ENOUGH, TOO_MUCH = 100.0, 10.0, 1000.0
+SEEN = 2.0  # times the noise of a difference itself: less may be noise that was read too small
 
 
 @dataclass(frozen=True)
@@ -90,10 +91,10 @@ def suggest_smoothing(
     default `n_coordinates`, that takes 42 to 126 queries, or for ``"central"`` 58 to 174.
 
     Noise is what differs between losses at neighbouring parameters and is no slope: the
-    rounding of a computation, a measurement, a server's generator. What a query draws from
-    the global generators of torch, numpy and Python is none, since every query of an estimate
-    draws the same (dropout). Torch modules whose operations all have rules hardly show the
-    rounding of their type: their changes, not their losses, are computed.
+    rounding of a computation, a measurement, a server's generator. What layers draw from the
+    global generators (dropout) is none, since all queries of an estimate draw the same. Torch
+    modules whose operations all have rules hardly show the rounding of their type: their
+    changes, not their losses, are computed.
 
     Parameters
     ----------
@@ -108,7 +109,7 @@ def suggest_smoothing(
     scheme : {"forward", "central"}, default="forward"
         The differences that the step is for.
     n_coordinates : int, default=8
-        How many coordinates to draw. The noise is measured along half of them.
+        How many coordinates to draw. The noise is measured along half of them, or four.
     coordinates : dict of str to array of int, optional
         Flat indices into each named parameter to draw from. By default all.
     longest : float, optional
@@ -192,7 +193,7 @@ def suggest_smoothing(
     drawn = among[order[:n_coordinates]]
     losses, rule = _Losses(asked), RULES[scheme]
     scale = _Scale.of(asked, among, longest)
-    noise, share = _measure_noise(losses, drawn[: (len(drawn) + 1) // 2], scale)
+    noise, share = _measure_noise(losses, drawn[: max(4, len(drawn) // 2)], scale)
     if noise == 0:
         return SmoothingSuggestion(scale.longest, scheme, 0.0, 0.0, 0.0, 0.0, losses.n_queries)
     start = scale.typical * (SOUGHT * share) ** (1 / rule.order)  # were all of one scale
@@ -217,7 +218,9 @@ class _Losses:
         try:
             found = evaluate(self.asked.objective, self.asked.batch, queries)
         except QueryError as error:
-            error.add_note("suggest_smoothing tried this step; if it is too long, pass `longest`.")
+            error.add_note(
+                "If suggest_smoothing tried too long a step, pass a shorter one as longest."
+            )
             raise
         return found.base_loss, found.losses.reshape(steps.shape)
 
@@ -258,18 +261,23 @@ def _measure_noise(losses: _Losses, coordinates: Tensor, scale: _Scale) -> tuple
     Where most of them tell nothing, they are taken again at another spacing.
     """
     readings: dict[int, Reading] = {}
+    rounded: set[int] = set()
     spacings = [_spacing(SPACING * scale.typical, scale)] * len(coordinates)
-    left, size = list(range(len(coordinates))), 0.0
+    left = list(range(len(coordinates)))
     for _ in range(ROUNDS):
-        steps = torch.tensor([[spacings[k] * place for place in TABLE] for k in left])
-        base, along = losses.along(coordinates[left], steps.double())
-        size = max(size, abs(base), float(along.abs().max()))
+        steps = torch.tensor([spacings[k] for k in left], dtype=torch.float64)[:, None] * TABLE
+        base, along = losses.along(coordinates[left], steps)
+        size = max(abs(base), float(along.abs().max()))
         for k, row in zip(left, along, strict=True):
             middle = len(row) // 2
-            readings[k] = read_noise(
-                torch.cat([row[:middle], row.new_tensor([base]), row[middle:]])
-            )
-            factor = {"right": 1.0, "small": FARTHER, "large": 1 / FARTHER}[readings[k].spacing]
+            table = torch.cat([row[:middle], row.new_tensor([base]), row[middle:]])
+            reading = read_noise(table)
+            if k in rounded and reading.spacing == "right":  # steps of one height are no slope
+                reading = Reading(max(reading.noise, resolution(table)), "right")
+            elif reading.spacing == "small":
+                rounded.add(k)
+            readings[k] = reading
+            factor = {"right": 1.0, "small": FARTHER, "large": 1 / FARTHER}[reading.spacing]
             spacings[k] = _spacing(spacings[k] * factor, scale)
         left = [k for k in left if readings[k].spacing != "right"]
         if 2 * len(left) <= len(coordinates):
@@ -293,7 +301,7 @@ def _measure_noise(losses: _Losses, coordinates: Tensor, scale: _Scale) -> tuple
 
 def _spacing(spacing: float, scale: _Scale) -> float:
     """Return a spacing whose table stays within the scale."""
-    return max(min(spacing, scale.longest / max(TABLE)), scale.shortest)
+    return max(min(spacing, scale.longest / float(TABLE.max())), scale.shortest)
 
 
 def _measure_bend(
@@ -313,13 +321,14 @@ def _measure_bend(
         following = scale.within(step * (SOUGHT / max(strength, 1.0)) ** (1 / rule.order))
         if ENOUGH <= strength <= TOO_MUCH or following == step:
             break
-    if strength < SEEN:
+    least = SEEN * rule.spread
+    if strength < least:
         _warn(
             f"How the loss bends is lost in its noise, {noise:.2g}, up to steps of {step:.2g}: the "
             "smoothing is about as long as was tried. Pass a longer step as longest, or make the "
             "noise less: a larger batch, or the mean of several measurements."
         )
-    bend = max(strength, SEEN) * noise / (rule.factor * step**rule.order)
+    bend = max(strength, least) * noise / (rule.factor * step**rule.order)
     return bend, float(rule.slope(along, step).square().mean().sqrt())
 
 
