@@ -5,6 +5,7 @@ from zoestim._estimate import GradientEstimate, estimate_gradient
 from zoestim._explain import Explanation, explain
 from zoestim._load import load
 from zoestim._regressor import ZORegressor
+from zoestim._smoothing import SmoothingSuggestion, suggest_smoothing
 from zoestim.evaluation import BlackBox, FeatureReuseWarning, QueryError
 
 __version__ = "0.1.0.dev0"
@@ -15,9 +16,11 @@ __all__ = [
     "FeatureReuseWarning",
     "GradientEstimate",
     "QueryError",
+    "SmoothingSuggestion",
     "ZOClassifier",
     "ZORegressor",
     "estimate_gradient",
     "explain",
     "load",
+    "suggest_smoothing",
 ]

@@ -2,33 +2,23 @@
 
 from __future__ import annotations
 
-import copy
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
-from numbers import Integral
 from typing import Any
 
 import numpy as np
-import torch
 from torch import Tensor, nn
 
+from zoestim._asked import ask_about, flat_coordinates
 from zoestim.backends import resolve_backend
 from zoestim.evaluation import (
-    MATRIX_TYPES,
     MAX_RETRIES,
-    PRECISIONS,
     Asking,
-    Batch,
-    BatchLoss,
-    Objective,
     ParameterMap,
     Patience,
     RandomState,
-    as_input,
-    as_tensor,
     draw_seed,
     evaluate_mean,
-    first_parameter,
     private_generator,
 )
 from zoestim.gradients import (
@@ -181,34 +171,16 @@ def estimate_gradient(
     >>> {name: tuple(g.shape) for name, g in estimate.as_dict().items()}
     {'weight': (2, 3), 'bias': (2,)}
     """
-    _check_module(module)
-    if memory_budget is not None and not (
-        isinstance(memory_budget, Integral) and memory_budget > 0
-    ):
-        raise ValueError(
-            f"memory_budget must be a number of bytes, an integer of at least 1; got "
-            f"{memory_budget!r}."
-        )
-    given, module = module, _converted(module, precision)
-    like = first_parameter(module)
-    loss = BatchLoss(copy.deepcopy(criterion)).to(like)  # class weights in the module's type
-    objective = Objective(
-        module,
-        loss,
-        feature_reuse=feature_reuse,
-        matrix_type=MATRIX_TYPES.get(precision),
-        memory_budget=memory_budget,
-    )
+    asked = ask_about(module, criterion, X, y, feature_reuse, precision, memory_budget)
     estimator = resolve_estimator(method, smoothing, scheme, n_directions, "method")
-    parameters = objective.parameters
-    flat = _flat_coordinates(coordinates, parameters)
-    batch = Batch(as_input(X, module).to(like.device), as_tensor(y).to(like.device))
+    parameters, device = asked.objective.parameters, asked.batch.X.device
+    flat = flat_coordinates(coordinates, parameters)
     generator = private_generator(random_state)
     queries = estimator.queries(flat, parameters.segments(flat), generator)
-    repeats = [RandomState.seeded(draw_seed(generator), like.device) for _ in range(n_repeats - 1)]
+    repeats = [RandomState.seeded(draw_seed(generator), device) for _ in range(n_repeats - 1)]
     asking = Asking(resolve_backend(n_jobs, backend), Patience(query_timeout, max_retries))
     try:
-        found = evaluate_mean(objective, batch, queries, [None, *repeats], asking)
+        found = evaluate_mean(asked.objective, asked.batch, queries, [None, *repeats], asking)
     finally:
         if asking.backend is not backend:
             asking.backend.close()
@@ -216,45 +188,5 @@ def estimate_gradient(
     n_queries = n_repeats * (len(queries) + 1)
     estimate = GradientEstimate(found.base_loss, n_queries, gradient, parameters)
     if set_grad:
-        parameters.write_gradient(given, gradient.dense(parameters.size))
+        parameters.write_gradient(module, gradient.dense(parameters.size))
     return estimate
-
-
-def _check_module(module: Any) -> None:
-    if not isinstance(module, nn.Module):
-        raise TypeError(
-            f"module must be a torch.nn.Module instance; got {type(module).__name__}. Wrap a "
-            "function f(params, X) as BlackBox(f, initial_params)."
-        )
-
-
-def _converted(module: nn.Module, precision: str) -> nn.Module:
-    if precision == "auto":
-        return module
-    if precision not in PRECISIONS:
-        raise ValueError(f"precision must be one of {['auto', *PRECISIONS]}; got {precision!r}.")
-    return copy.deepcopy(module).to(PRECISIONS[precision])
-
-
-def _flat_coordinates(coordinates: Mapping[str, Any] | None, parameters: ParameterMap) -> Tensor:
-    if coordinates is None:
-        return torch.arange(parameters.size)
-    named = {}
-    for name, given in coordinates.items():
-        if name not in parameters.names:
-            raise ValueError(
-                f"coordinates names {name!r}, which is not a trainable parameter; expected "
-                f"some of {list(parameters.names)}."
-            )
-        indices, size = torch.as_tensor(given).flatten(), parameters.sizes[name]
-        if len(indices) and (indices.is_floating_point() or indices.dtype == torch.bool):
-            raise TypeError(
-                f"coordinates[{name!r}] holds {indices.dtype}; expected integer flat indices."
-            )
-        if len(indices) and not 0 <= int(indices.min()) <= int(indices.max()) < size:
-            raise ValueError(
-                f"coordinates[{name!r}] holds {int(indices.min())} to {int(indices.max())}; "
-                f"expected flat indices in [0, {size})."
-            )
-        named[name] = indices.to(torch.int64).unique()
-    return parameters.flatten(named)

@@ -218,8 +218,8 @@ class _Driver:
 
     def _collect(self, round_: Round) -> None:
         """Have answered what is not, and again what a worker had that was lost."""
-        backend, lost = self.asking.backend, None
-        for _ in range(self.asking.patience.max_retries + 1):
+        backend, retries = self.asking.backend, self.asking.patience.max_retries
+        for lost in range(retries + 1):
             todo = [k for k, part in enumerate(round_.parts) if self._is_open(part)]
             if not todo:
                 return
@@ -228,20 +228,25 @@ class _Driver:
             try:
                 for _, answers in backend.map(answer, round_.of(todo, answered), work):
                     self._take(answers)
+                return
             except (QueryError, Unsendable):
                 raise
             except Exception as error:
                 if backend.own_memory:
                     raise
-                lost = error
                 self._read_journal()
-        part = next(part for part in round_.parts if self._is_open(part))
-        raise QueryError(
-            f"The workers that asked queries on {self.batch.label}, the one at "
-            f"{self._where(int(part.pieces[0][0]))} among them, were lost "
-            f"{self.asking.patience.max_retries + 1} times: {type(lost).__name__}: {lost}. Look at "
-            "what kills them (memory, a crash in the black box), or raise max_retries."
-        ) from lost
+                if lost == retries:
+                    raise QueryError(self._lost(round_, error)) from error
+
+    def _lost(self, round_: Round, error: Exception) -> str:
+        open_ = [part for part in round_.parts if self._is_open(part)]
+        first = self._where(int(open_[0].pieces[0][0])) if open_ else "none"
+        return (
+            f"Workers were lost {self.asking.patience.max_retries + 1} times on "
+            f"{self.batch.label} while {sum(map(len, open_))} queries were open, the first at "
+            f"{first}: {type(error).__name__}: {error}. Look at what kills them (memory, a crash in the "
+            "black box), or raise max_retries."
+        )
 
     def _is_open(self, part: Part) -> bool:
         return any(bool(self.changes[piece].isnan().any()) for piece in part.pieces)
