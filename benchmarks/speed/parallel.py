@@ -36,6 +36,7 @@ class Slow:
         self.seconds = seconds
 
     def __call__(self, params: np.ndarray, X: np.ndarray) -> np.ndarray:
+        """Return the outputs."""
         time.sleep(self.seconds)
         return X @ params
 
@@ -53,6 +54,7 @@ class Gradient:
         self.busy: list[float] = []
 
     def __call__(self) -> Evaluation:
+        """Return the losses."""
         found = evaluate(self.objective, self.batch, self.queries, asking=self.asking)
         self.busy.append(sum(record.seconds for record in found.records))
         return found

@@ -39,10 +39,11 @@ class DevicesBackend:
     ) -> Iterator[tuple[list[int], Result]]:
         """Give the share of each device; what is shared has a method `at` that moves it there."""
         shares = [share for share in equal_shares(work, len(self.devices)) if share]
+        there = [shared.at(device) for device in self.devices]
         with ThreadPoolExecutor(len(self.devices), thread_name_prefix="device") as threads:
             tasks = {
-                threads.submit(function, shared.at(device), share): share
-                for device, share in zip(self.devices, shares, strict=False)
+                threads.submit(function, own, share): share
+                for own, share in zip(there, shares, strict=False)
             }
             for done in as_completed(tasks):
                 yield tasks[done], done.result()

@@ -40,12 +40,13 @@ class Asker:
 
     Parameters
     ----------
-    losses : Losses
+    given : Losses
         The batch.
     patience : Patience
         How long and how often a query is asked.
     number : int, default=0
-        Which of the askers of this process it is.
+        Which of the askers of this process it is: but for the first, each has a module of its
+        own, since a query swaps parameters in it.
 
     Attributes
     ----------
@@ -55,9 +56,10 @@ class Asker:
         What reports call it.
     """
 
-    def __init__(self, losses: Losses, patience: Patience, number: int = 0):
-        # A query that hangs stays in its module: it gets one of its own.
-        self.losses = losses if patience.timeout is None else losses.apart()
+    def __init__(self, given: Losses, patience: Patience, number: int = 0):
+        self.given = given
+        # A query that hangs stays in its module, too.
+        self.losses = given if not number and patience.timeout is None else given.apart()
         self.patience = patience
         self.worker = worker_name(number)
         self.unfolded: dict[tuple[str, ...], str] = {}
@@ -113,7 +115,7 @@ class Asker:
             try:
                 return self.patience.within_time(function)
             except QueryTimeout:
-                self.losses = self.losses.apart()
+                self.losses = self.given.apart()
                 raise
 
         return Patience(None, self.patience.max_retries).ask(call, **how)

@@ -78,16 +78,10 @@ def cut(module: nn.Module, x: Tensor, feature_reuse: bool) -> tuple[Program, Fea
     return program, FeatureReuse(opaque=opaque)
 
 
-def recut(module: nn.Module, reuse: FeatureReuse, in_place: bool) -> Program:
-    """Return the program of a module that was cut before, elsewhere, without another proof."""
-    if not reuse.active:
-        return Program(module, whole(), module, in_place)
-    graph, traced, _ = trace(module)
-    return Program(module, graph, traced, in_place)
-
-
 def _cut_graph(module: nn.Module, x: Tensor) -> tuple[Program, dict[str, str]]:
     graph, traced, opaque = trace(module)
+    for parameter in traced.parameters():  # of the copy, constants alone are ever read
+        parameter.data = parameter.data.new_empty(0)
     program = Program(module, graph, traced)
     if not has_boxes(module):
         prove(program, x)

@@ -3,18 +3,68 @@
 from __future__ import annotations
 
 import copy
-from collections.abc import Mapping
+from typing import Any, NamedTuple
 
-import torch
-from torch import nn
+from torch import fx, nn
+from torch.fx.node import map_arg
+from torch.utils import _pytree as pytree
 
-from zoestim.evaluation._cut import recut
-from zoestim.evaluation._objective import Batch, Objective
 from zoestim.evaluation._program import Known, Pass, Program
-from zoestim.evaluation._random import RandomState
 
-# The graph that this process traced last, as a worker, by its owner's name and the device.
-_GRAPHS: dict[tuple[str, torch.device], Program] = {}
+Row = tuple[str, str, Any, Any, Any]
+
+
+class Sent(NamedTuple):
+    """A program on its way to another process, where nothing is traced.
+
+    torch.fx patches ``nn.Module`` for all threads while it traces, and workers may have several.
+
+    Parameters
+    ----------
+    rows : tuple of Row
+        The nodes: name, operation, target, and arguments in which `_Name` stands for a node.
+    traced : nn.Module
+        Holds the graph's constants.
+    in_place : bool
+        See :class:`Program`.
+    """
+
+    rows: tuple[Row, ...]
+    traced: nn.Module
+    in_place: bool
+
+
+class _Name(NamedTuple):
+    name: str
+
+
+def sent(program: Program) -> Sent:
+    """Return a program in a form that can be pickled."""
+
+    def named(node: fx.Node) -> Any:
+        return _Name(node.name)
+
+    rows = tuple(
+        (n.name, n.op, n.target, map_arg(n.args, named), map_arg(n.kwargs, named))
+        for n in program.nodes
+    )
+    return Sent(rows, program.traced, program.in_place)
+
+
+def arrived(given: Sent, module: nn.Module) -> Program:
+    """Return the program that was sent, on a module."""
+    graph = fx.Graph()
+    nodes: dict[str, fx.Node] = {}
+    for name, op, target, args, kwargs in given.rows:
+        args, kwargs = pytree.tree_map_only(
+            _Name, lambda value: nodes[value.name], (args, kwargs), is_leaf=_is_name
+        )
+        nodes[name] = graph.create_node(op, target, args, kwargs, name)
+    return Program(module, graph, given.traced, given.in_place)
+
+
+def _is_name(value: Any) -> bool:
+    return isinstance(value, _Name)
 
 
 def apart(program: Program) -> Program:
@@ -22,40 +72,9 @@ def apart(program: Program) -> Program:
 
     A call swaps parameters in the module: two threads need two modules.
     """
-    module = program.module
-    return _on(program, copy.deepcopy(module) if program.in_place else _alias(module))
-
-
-def arrived(
-    objective: Objective,
-    batch: Batch,
-    known: Mapping[str, Known],
-    random: Mapping[str, RandomState],
-) -> tuple[Program, Pass]:
-    """Run the whole graph as a worker does, whose objective is a copy that was sent to it.
-
-    Parameters
-    ----------
-    objective : Objective
-        The copy; its graph is traced here, once.
-    batch : Batch
-        The data.
-    known, random
-        See :meth:`Program.run`.
-    """
-    name = objective.graph, batch.X.device  # the graph holds constants
-    if name not in _GRAPHS:
-        for other in [key for key in _GRAPHS if key[0] != objective.graph]:
-            del _GRAPHS[other]
-        _GRAPHS[name] = recut(objective.module, objective.reuse, objective.in_place)
-    program = _on(_GRAPHS[name], objective.module)
-    return program, program.run(batch.X.clone(), known, random)
-
-
-def on_device(objective: Objective, device: torch.device) -> Objective:
-    """Return a copy of an objective for another device of this process."""
-    other = copy.deepcopy(objective)
-    other.module, other.loss = other.module.to(device), other.loss.to(device)
+    other = copy.copy(program)
+    other.module = copy.deepcopy(program.module) if program.in_place else _alias(program.module)
+    other.modules = {}
     return other
 
 
@@ -70,12 +89,6 @@ def known_nodes(program: Program, done: Pass) -> dict[str, Known]:
         for node in program.nodes
         if program.boxes((node,))
     }
-
-
-def _on(program: Program, module: nn.Module) -> Program:
-    other = copy.copy(program)
-    other.module, other.modules = module, {}
-    return other
 
 
 def _alias(module: nn.Module) -> nn.Module:

@@ -206,7 +206,7 @@ class _Driver:
         random = {node.name: state for node, state in base.done.random.items()}
         round_ = Round(
             objective, self.batch, self.queries, sizes, base.known, random, base.loss, base.draws,
-            asking.patience, asking.journal, self.asker,
+            asking.patience, asking.journal, here=self.asker,
         )  # fmt: skip
         self._collect(round_)
         return self.changes
@@ -244,8 +244,8 @@ class _Driver:
         return (
             f"Workers were lost {self.asking.patience.max_retries + 1} times on "
             f"{self.batch.label} while {sum(map(len, open_))} queries were open, the first at "
-            f"{first}: {type(error).__name__}: {error}. Look at what kills them (memory, a crash in the "
-            "black box), or raise max_retries."
+            f"{first}: {type(error).__name__}: {error}. Look at what kills them (memory, a crash "
+            "in the black box), or raise max_retries."
         )
 
     def _is_open(self, part: Part) -> bool:

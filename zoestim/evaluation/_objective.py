@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import copy
-import uuid
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from functools import cached_property
@@ -111,7 +110,6 @@ class Objective:
         self.costs: dict[Any, Cost] = {}
         self.proven: set[tuple[str, ...]] = set()
         self.ways = Ways({})
-        self.graph, self.in_place = "", False  # the name of the graph, and how it runs
         self._check_outputs = check_outputs
         self._program: Program | None = None
         self._doubted = False
@@ -145,7 +143,7 @@ class Objective:
                 buffer.copy_(tensors[name])
 
     def __getstate__(self) -> dict[str, Any]:
-        # A worker traces the module for itself.
+        # A worker has the graph from elsewhere.
         return {**vars(self), "_program": None, "_check_outputs": None, "costs": {}}
 
     def base(self, batch: Batch, known: Mapping[str, Known] | None = None) -> tuple[Program, Pass]:
@@ -160,7 +158,6 @@ class Objective:
         """
         if self._program is None or not self._holds(self._program, batch):
             self._program, self.reuse = cut(self.module, batch.X, self.feature_reuse)
-            self.in_place, self.graph = self._program.in_place, uuid.uuid4().hex
             self.ways = Ways(self.reuse.unfolded)
             self.foldable, self.costs, self.proven = {}, {}, set()  # they were another graph's
         done = self._program.run(batch.X.clone(), known)  # a node may write to its input

@@ -92,7 +92,7 @@ class Program:
         self.module = module
         self.in_place = in_place
         self.nodes = tuple(graph.nodes)
-        self._traced = traced
+        self.traced = traced
         self._canonical = _first_names(module.named_parameters(remove_duplicate=False))
         self._canonical |= _first_names(module.named_buffers(remove_duplicate=False))
         self.tensors = {node: self._names_of(node) for node in self.nodes}
@@ -277,14 +277,14 @@ class Program:
     def submodule(self, node: fx.Node) -> nn.Module:
         """Return the module that a node calls, never in place."""
         if node not in self.modules:
-            traced = self._traced.get_submodule(str(node.target))
+            traced = self.traced.get_submodule(str(node.target))
             own = self.module.get_submodule(str(node.target))
             self.modules[node] = traced if getattr(own, "inplace", False) else own
         return self.modules[node]
 
     def _constant(self, node: fx.Node) -> Any:
         path, _, attribute = str(node.target).rpartition(".")
-        return getattr(self._traced.get_submodule(path), attribute)
+        return getattr(self.traced.get_submodule(path), attribute)
 
 
 def call_in_place(module: nn.Module, tensors: dict[str, Tensor], args: Any, kwargs: Any) -> Any:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import copy
 import threading
 import time
 from collections.abc import Iterator, Sequence
@@ -17,7 +18,7 @@ from torch.utils import _pytree as pytree
 
 from zoestim.evaluation._asker import Asker
 from zoestim.evaluation._cut import has_boxes
-from zoestim.evaluation._elsewhere import arrived, on_device
+from zoestim.evaluation._elsewhere import Sent, arrived, sent
 from zoestim.evaluation._journal import Journal
 from zoestim.evaluation._losses import Losses
 from zoestim.evaluation._objective import Batch, Objective
@@ -31,8 +32,6 @@ from zoestim.gradients import Queries
 
 # The global generators are one for all threads: queries that draw from them take turns.
 _TURN = threading.Lock()
-# One at a time looks for an asker, or makes the first one.
-_LENDING = threading.Lock()
 
 
 class Record(NamedTuple):
@@ -111,6 +110,8 @@ class Round:
         See :class:`Losses` and :class:`Asker`.
     journal : Journal, optional
         Keeps each answer as soon as it is there.
+    graph : Sent, optional
+        The graph, for who cannot have it from `here`.
     here : Asker, optional
         That of the process which asks; workers in other processes make their own.
     """
@@ -125,19 +126,22 @@ class Round:
     draws: RandomState | None
     patience: Patience
     journal: Journal | None = None
+    graph: Sent | None = None
     here: Asker | None = None
 
     def __post_init__(self) -> None:
         self.todo: Sequence[int] = ()  # which of the parts are the tasks
         self.answered = torch.zeros(0, dtype=torch.bool)
         self.arrived = False  # in another process than the one that asks
-        self._first = self.here
-        self._idle = [] if self.here is None else [self.here]
-        self._n_askers = count(1)
+        self._given: Losses | None = None if self.here is None else self.here.given
+        self._owner = threading.get_ident()
+        self._lending = threading.Lock()
+        self._idle: list[Asker] = []
+        self._numbers = count(1)
 
     def __getstate__(self) -> dict[str, Any]:
         state = {each.name: getattr(self, each.name) for each in fields(self)}
-        state |= {"batch": self.batch.compact(), "here": None}
+        state |= {"batch": self.batch.compact(), "graph": self._graph(), "here": None}
         return {"fields": state, "todo": self.todo, "answered": self.answered}
 
     def __setstate__(self, state: dict[str, Any]) -> None:
@@ -155,16 +159,20 @@ class Round:
         """Return the round on another device of this process."""
         if device == self.batch.X.device:
             return self
+        objective = copy.deepcopy(self.objective)
+        objective.module, objective.loss = objective.module.to(device), objective.loss.to(device)
         other = replace(
             self,
-            objective=on_device(self.objective, device),
+            objective=objective,
             batch=self.batch.to(device),
             known=pytree.tree_map_only(Tensor, lambda value: value.to(device), self.known),
             random={name: state.on(device) for name, state in self.random.items()},
             draws=self.draws and self.draws.on(device),
+            graph=self._graph()._replace(traced=copy.deepcopy(self._graph().traced).to(device)),
             here=None,
         )
         other.todo, other.answered = self.todo, self.answered
+        other._given = other._arrived_losses()
         return other
 
     def of(self, todo: Sequence[int], answered: Tensor) -> Round:
@@ -191,23 +199,29 @@ class Round:
     @contextlib.contextmanager
     def asker(self) -> Iterator[Asker]:
         """Lend an asker that no other thread uses."""
-        with _LENDING:
-            if self._first is None:
-                self._first = self._elsewhere()
-                self._idle = [self._first]
-            if self._idle:
-                asker = self._idle.pop()
-            else:
-                asker = Asker(self._first.losses.apart(), self.patience, next(self._n_askers))
+        if self.here is not None and threading.get_ident() == self._owner:
+            yield self.here
+            return
+        with self._lending:
+            if self._given is None:
+                self._given = self._arrived_losses()
+            if not self._idle:
+                self._idle.append(Asker(self._given, self.patience, next(self._numbers)))
+            asker = self._idle.pop()
         try:
             yield asker
         finally:
             self._idle.append(asker)
 
-    def _elsewhere(self) -> Asker:
-        program, done = arrived(self.objective, self.batch, self.known, self.random)
-        losses = Losses(self.objective, self.batch, program, done, self.base_loss, self.draws)
-        return Asker(losses, self.patience)
+    def _arrived_losses(self) -> Losses:
+        assert self.graph is not None
+        program = arrived(self.graph, self.objective.module)
+        done = program.run(self.batch.X.clone(), self.known, self.random)
+        return Losses(self.objective, self.batch, program, done, self.base_loss, self.draws)
+
+    def _graph(self) -> Sent:
+        """Return the graph as it can be sent; only who was sent one has it already."""
+        return self.graph if self.here is None else sent(self.here.given.program)  # type: ignore[return-value]
 
 
 def answer(round_: Round, tasks: list[int]) -> Answers:

@@ -11,7 +11,7 @@ from skorch.dataset import unpack_data
 from torch import Tensor
 from torch.utils.data import TensorDataset
 
-from zoestim.evaluation import Batch, Patience, has_boxes
+from zoestim.evaluation import Batch, Patience, has_boxes, unchanged_generators
 from zoestim.training._step import TrainingStep
 
 
@@ -40,7 +40,9 @@ class ZONet(NeuralNet):
         patience = Patience(asking.patience.timeout, retries)
 
         def ask() -> dict[str, Any]:
-            reply = patience.ask(lambda: step(batch, **fit_params), lambda found: True)
+            # Another thread may be tracing or drawing, each for the whole process.
+            with unchanged_generators(torch.device(self.device)):
+                reply = patience.ask(lambda: step(batch, **fit_params), lambda found: True)
             if reply.cause is not None:
                 raise reply.cause
             return reply.value
