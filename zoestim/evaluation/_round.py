@@ -214,8 +214,7 @@ class Round:
             self._idle.append(asker)
 
     def _arrived_losses(self) -> Losses:
-        assert self.graph is not None
-        program = arrived(self.graph, self.objective.module)
+        program = arrived(self._graph(), self.objective.module)
         done = program.run(self.batch.X.clone(), self.known, self.random)
         return Losses(self.objective, self.batch, program, done, self.base_loss, self.draws)
 
