@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import inspect
 import warnings
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
@@ -21,7 +20,6 @@ from torch.utils.data import TensorDataset
 
 from zoestim._modules import check_names
 from zoestim.evaluation import (
-    PRECISIONS,
     Objective,
     as_input,
     as_tensor,
@@ -29,16 +27,21 @@ from zoestim.evaluation import (
     first_parameter,
     private_generator,
 )
-from zoestim.gradients import RandomizedEstimator, resolve_estimator
+from zoestim.gradients import RandomizedEstimator
 from zoestim.sparsity import Pruning
+from zoestim.training._build import (
+    learning_rate,
+    make_net,
+    refuse_bad,
+    refuse_new_build,
+    strategy_of,
+)
 from zoestim.training._callbacks import BudgetStop, Conductor, LearningRate, QueryProgress
-from zoestim.training._net import ArrayBatches, ZONet
+from zoestim.training._net import ZONet
 from zoestim.training._sklearn_callbacks import SklearnBridge
-from zoestim.training._step import StepSettings, TrainingStep, prunable
+from zoestim.training._step import StepSettings, prunable
 
 AUTO_BATCH = 200  # as scikit-learn's MLPs
-BUILT_FROM = ("module", "initial_params", "criterion", "optimizer", "precision", "device")
-MOMENTUM = 0.9  # Sec. 6.1
 
 
 @dataclass
@@ -95,7 +98,7 @@ def prepare(
 ) -> Session:
     """Make a fit ready to run: `target` is y encoded; `epochs` None is one at a constant rate."""
     if continued:
-        _refuse_new_build(estimator)
+        refuse_new_build(estimator)
     net = estimator.net_ if continued else make_net(estimator)
     training, validation = _tensors(X, target, weight, net.module_), None
     if estimator.early_stopping and epochs:
@@ -106,7 +109,7 @@ def prepare(
     settings = _settings(estimator, reserved)
     _check_pruning(settings.pruning, objective)
     net.zo_step.begin(settings, objective)
-    net.lr = _lr(estimator)
+    net.lr = learning_rate(estimator)
     net.max_epochs = epochs or 1
     net.zo_batches_per_epoch = len(net.get_iterator(training, training=True))
     net.train_split = predefined_split(validation) if validation else None
@@ -114,106 +117,10 @@ def prepare(
     return Session(net, objective, training, callbacks)
 
 
-def build_parameters(estimator: Any) -> dict[str, Any]:
-    """Return the parameters that a net is built from, and keeps when a fit goes on."""
-    params = estimator.get_params(deep=False)
-    prefixes = ("module__", "criterion__", "optimizer__")
-    return {n: v for n, v in params.items() if n in BUILT_FROM or n.startswith(prefixes)}
-
-
-def _refuse_new_build(estimator: Any) -> None:
-    old, new = estimator.net_.zo_built_from, build_parameters(estimator)
-    names = [n for n in old | new if n not in old or n not in new or not _same(old[n], new[n])]
-    if names:
-        raise ValueError(
-            f"{sorted(names)} changed since the fit that is to go on, which keeps its module, "
-            "criterion and optimizer; expected them as they were. Set warm_start=False, or "
-            "build a new estimator around module=module_, to start with others."
-        )
-
-
-def _same(old: Any, new: Any) -> bool:
-    if old is new:
-        return True
-    plain = bool | int | float | str | tuple | torch.device
-    return type(old) is type(new) and isinstance(old, plain) and old == new
-
-
-def make_net(estimator: Any) -> ZONet:
-    """Return an initialised net with a fresh module, optimizer and generators."""
-    optimizer_arguments = _optimizer_arguments(estimator)
-    root = private_generator(estimator.random_state)
-    module = estimator._make_module(estimator.n_features_in_, draw_seed(root))
-    if estimator.precision != "auto":
-        module = module.to(PRECISIONS[estimator.precision])
-    net = ZONet(
-        module=module.to(estimator.device),
-        criterion=estimator._make_criterion().to(first_parameter(module)),
-        optimizer=estimator.optimizer,
-        iterator_train=ArrayBatches,
-        iterator_valid=ArrayBatches,
-        train_split=None,
-        callbacks=estimator.callbacks,
-        verbose=estimator.verbose,
-        device=estimator.device,
-        lr=_lr(estimator),
-        **{f"optimizer__{name}": value for name, value in optimizer_arguments.items()},
-        **_iterator_arguments(estimator, root),
-        **_log_arguments(estimator),
-    )
-    net.initialize()
-    net.zo_built_from = build_parameters(estimator)
-    net.zo_step = TrainingStep(torch.Generator().manual_seed(draw_seed(root)))
-    net.iterator_train__proceed = net.zo_step.affordable
-    return net
-
-
-def _optimizer_arguments(estimator: Any) -> dict[str, Any]:
-    optimizer, arguments = estimator.optimizer, estimator._prefixed("optimizer")
-    if not issubclass(optimizer, torch.optim.Optimizer):
-        raise ValueError(
-            f"optimizer must be a torch.optim.Optimizer class; got {optimizer.__name__}."
-        )
-    if issubclass(optimizer, torch.optim.LBFGS):
-        raise ValueError(
-            "optimizer=LBFGS asks for the same batch several times a step, each time at the "
-            "price of a whole gradient estimate; expected an optimizer that takes one "
-            "gradient a step, such as torch.optim.SGD or torch.optim.Adam."
-        )
-    known = [*inspect.signature(optimizer).parameters, "param_groups"]  # these are skorch's
-    check_names(arguments, known, prefix="optimizer__", owner=optimizer.__name__)
-    if optimizer is torch.optim.SGD:
-        return {"momentum": MOMENTUM} | arguments
-    return arguments
-
-
-def _iterator_arguments(estimator: Any, root: torch.Generator) -> dict[str, Any]:
-    device, shuffler = estimator.device, torch.Generator().manual_seed(draw_seed(root))
-    defaults = {
-        "iterator_train__shuffle": True,
-        "iterator_train__generator": shuffler,
-        "iterator_train__device": device,
-        "iterator_valid__device": device,
-    }
-    known = list(inspect.signature(ArrayBatches).parameters)
-    given: dict[str, Any] = {}
-    for prefix in ("iterator_train", "iterator_valid"):
-        arguments = estimator._prefixed(prefix)
-        check_names(arguments, known, prefix=f"{prefix}__", owner="ArrayBatches")
-        given |= {f"{prefix}__{name}": value for name, value in arguments.items()}
-    return defaults | given
-
-
-def _log_arguments(estimator: Any) -> dict[str, Any]:
-    quiet = {} if estimator.verbose >= 2 else {"callbacks__print_log": None}
-    given = estimator._prefixed("callbacks").items()
-    return quiet | {f"callbacks__{name}": value for name, value in given}
-
-
 def _settings(estimator: Any, reserved: int) -> StepSettings:
     pruning = estimator.pruning
     return StepSettings(
-        estimator=_strategy(estimator),
+        estimator=strategy_of(estimator),
         pruning=Pruning(pruning) if isinstance(pruning, str) else pruning,
         sparsity=estimator.sparsity,
         mask_interval=estimator.mask_interval,
@@ -228,33 +135,13 @@ def _check_pruning(pruning: Any, objective: Objective) -> None:
     """Refuse rules and layers that do not exist, before anything is asked."""
     if isinstance(pruning, Pruning):
         pruning.check()
-        _refuse_bad(RandomizedEstimator(1, distribution=pruning.distribution))
+        refuse_bad(RandomizedEstimator(1, distribution=pruning.distribution))
     elif pruning is not None:
         owner = f"The prunable part of {type(objective.module).__name__}"
         check_names(pruning, prunable(objective), prefix="", owner=owner)
         wrong = {name: ratio for name, ratio in pruning.items() if not 0 <= ratio <= 1}
         if wrong:
             raise ValueError(f"pruning has the ratios {wrong}; expected numbers in [0, 1].")
-
-
-def _strategy(estimator: Any) -> Any:
-    strategy = resolve_estimator(
-        estimator.gradient, estimator.smoothing, estimator.scheme, estimator.n_directions
-    )
-    _refuse_bad(strategy)
-    return strategy
-
-
-def _refuse_bad(strategy: Any) -> None:
-    """Let a strategy refuse its own parameters before anything is asked."""
-    strategy.queries(torch.arange(1), (1,), torch.Generator())
-
-
-def _lr(estimator: Any) -> float:
-    if estimator.lr is not None:
-        return estimator.lr
-    strategy = _strategy(estimator)
-    return estimator._default_lr["rge" if isinstance(strategy, RandomizedEstimator) else "cge"]
 
 
 def _batch_size(estimator: Any, n_samples: int) -> int:
