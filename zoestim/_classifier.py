@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from os import PathLike
 from typing import Any, Self
 
 import numpy as np
@@ -109,6 +110,10 @@ class ZOClassifier(ClassifierMixin, BaseZOEstimator):
         is free. A fold that does not fit is halved.
     class_weight : dict, "balanced" or None, default=None
         Weights of the classes in the loss, as in scikit-learn.
+    checkpoint : str, path-like or None, default=None
+        A file that keeps the fit as it goes. Where it exists, `fit` goes on from it and ends
+        bit for bit as if never interrupted; where its fit has ended, `fit` returns at once.
+        Each fit needs a path of its own, so each candidate of a grid search too.
     callbacks : list of skorch callbacks, default=None
         As in skorch. scikit-learn's own are set by `set_callbacks`.
     warm_start : bool, default=False
@@ -224,6 +229,7 @@ class ZOClassifier(ClassifierMixin, BaseZOEstimator):
         precision: str = "auto",
         memory_budget: int | None = None,
         class_weight: Any = None,
+        checkpoint: str | PathLike | None = None,
         callbacks: list | None = None,
         warm_start: bool = False,
         random_state: Any = None,
@@ -258,6 +264,7 @@ class ZOClassifier(ClassifierMixin, BaseZOEstimator):
             feature_reuse=feature_reuse,
             precision=precision,
             memory_budget=memory_budget,
+            checkpoint=checkpoint,
             callbacks=callbacks,
             warm_start=warm_start,
             random_state=random_state,

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from numbers import Integral, Real
+from os import PathLike
 from typing import Any, Self
 
 import torch
@@ -54,6 +55,7 @@ class ZOParameters(BaseEstimator):
         "feature_reuse": ["boolean"],
         "precision": [StrOptions({"auto", *PRECISIONS})],
         "memory_budget": [None, Interval(Integral, 1, None, closed="left")],
+        "checkpoint": [None, str, PathLike],
         "callbacks": [None, list],
         "warm_start": ["boolean"],
         "random_state": ["random_state"],
@@ -90,6 +92,7 @@ class ZOParameters(BaseEstimator):
         feature_reuse: bool = True,
         precision: str = "auto",
         memory_budget: int | None = None,
+        checkpoint: str | PathLike | None = None,
         callbacks: list | None = None,
         warm_start: bool = False,
         random_state: Any = None,
@@ -123,6 +126,7 @@ class ZOParameters(BaseEstimator):
         self.feature_reuse = feature_reuse
         self.precision = precision
         self.memory_budget = memory_budget
+        self.checkpoint = checkpoint
         self.callbacks = callbacks
         self.warm_start = warm_start
         self.random_state = random_state

@@ -106,6 +106,10 @@ class ZORegressor(RegressorMixin, BaseZOEstimator):
     memory_budget : int, default=None
         Bytes that queries in flight may take on the device; by default a quarter of what
         is free. A fold that does not fit is halved.
+    checkpoint : str, path-like or None, default=None
+        A file that keeps the fit as it goes. Where it exists, `fit` goes on from it and ends
+        bit for bit as if never interrupted; where its fit has ended, `fit` returns at once.
+        Each fit needs a path of its own, so each candidate of a grid search too.
     callbacks : list of skorch callbacks, default=None
         As in skorch. scikit-learn's own are set by `set_callbacks`.
     warm_start : bool, default=False

@@ -79,6 +79,12 @@ class LearningRate(Callback):
         for group in groups:  # a last fit may have ended near zero
             group["lr"] = group["initial_lr"]
 
+    def state_dict(self) -> dict[str, int]:
+        return {"first_epoch": self._first_epoch, "first_query": self._first_query}
+
+    def load_state_dict(self, state: dict[str, int]) -> None:
+        self._first_epoch, self._first_query = state["first_epoch"], state["first_query"]
+
     def on_batch_begin(self, net: ZONet, training: bool = True, **kwargs: Any) -> None:
         if not training or (self.schedule == "constant" and not self.warmup_epochs):
             return  # a constant rate is left to the user's own schedulers

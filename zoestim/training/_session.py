@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import warnings
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
@@ -37,6 +38,8 @@ from zoestim.training._build import (
     strategy_of,
 )
 from zoestim.training._callbacks import BudgetStop, Conductor, LearningRate, QueryProgress
+from zoestim.training._checkpoint import Checkpoint
+from zoestim.training._fingerprint import fingerprint
 from zoestim.training._net import ZONet
 from zoestim.training._sklearn_callbacks import SklearnBridge
 from zoestim.training._step import StepSettings, prunable
@@ -58,21 +61,33 @@ class Session:
         The samples to train on.
     callbacks : list of Callback
         Those of this fit alone.
+    checkpoint : Checkpoint or None
+        Where the fit is kept; the last of the callbacks.
+    n_before : int
+        Epochs of the fits that this one continues.
     """
 
     net: ZONet
     objective: Objective
     training: TensorDataset
     callbacks: list[Callback]
+    checkpoint: Checkpoint | None = None
+    n_before: int = 0
 
     def run(self, estimator: Any) -> None:
         """Train, and store what was learned, also if training fails."""
         estimator.net_, estimator.module_ = self.net, self.net.module_
-        before, reason = len(_finished(self.net)), "error"
+        reason = "error"
+        if self.checkpoint is not None and self.checkpoint.finished is not None:
+            _store(estimator, self.objective)
+            estimator.termination_condition_ = self.checkpoint.finished
+            return
         try:
-            with _attached(self.net, self.callbacks):
+            with _attached(self.net, self.callbacks), _kept(self.checkpoint):
                 self.net.partial_fit(self.training, None)
-            reason = _termination(self.net, self.callbacks, before)
+            reason = _termination(self.net, self.callbacks, self.n_before)
+            if self.checkpoint is not None:
+                self.checkpoint.end(self.net, reason)
             if not self.net.zo_step.responded:
                 warnings.warn(
                     "No query changed the loss, so nothing was learned: the step is too small "
@@ -97,12 +112,13 @@ def prepare(
     epochs: int | None,
 ) -> Session:
     """Make a fit ready to run: `target` is y encoded; `epochs` None is one at a constant rate."""
+    checkpoint = _checkpoint(estimator, epochs)
     if continued:
         refuse_new_build(estimator)
     net = estimator.net_ if continued else make_net(estimator)
     training, validation = _tensors(X, target, weight, net.module_), None
     if estimator.early_stopping and epochs:
-        training, validation = _split(estimator, training)
+        training, validation = _split(estimator, training, checkpoint)
     net.batch_size = _batch_size(estimator, len(training))
     reserved = len(net.get_iterator(validation)) if validation else 0
     objective = estimator._make_objective(net.module_, net.criterion_)
@@ -113,8 +129,31 @@ def prepare(
     net.max_epochs = epochs or 1
     net.zo_batches_per_epoch = len(net.get_iterator(training, training=True))
     net.train_split = predefined_split(validation) if validation else None
+    n_before = len(_finished(net))
+    if checkpoint is not None:
+        checkpoint.claim(net, fingerprint(estimator, net, X, y, weight, continued=continued))
+        if checkpoint.finished is not None:
+            return Session(net, objective, training, [], checkpoint, n_before)
     callbacks = _callbacks(estimator, X, y, constant_lr=epochs is None)
-    return Session(net, objective, training, callbacks)
+    callbacks += [] if checkpoint is None else [checkpoint]
+    return Session(net, objective, training, callbacks, checkpoint, n_before)
+
+
+def _checkpoint(estimator: Any, epochs: int | None) -> Checkpoint | None:
+    if estimator.checkpoint is None:
+        return None
+    if epochs is None:
+        raise ValueError(
+            "partial_fit cannot keep a checkpoint: a file cannot tell which of several calls it "
+            f"is of; got checkpoint={os.fspath(estimator.checkpoint)!r}, expected None. Call fit, "
+            "or set checkpoint=None and save between the calls."
+        )
+    if estimator._prefixed("iterator_train").get("generator", True) is None:
+        raise ValueError(
+            "checkpoint cannot keep the order of the batches, which iterator_train__generator="
+            "None draws from torch's global generator; expected a torch.Generator, or nothing."
+        )
+    return Checkpoint(estimator.checkpoint)
 
 
 def _settings(estimator: Any, reserved: int) -> StepSettings:
@@ -158,13 +197,18 @@ def _tensors(
     return TensorDataset(as_input(X, module), target, *weights)
 
 
-def _split(estimator: Any, data: TensorDataset) -> tuple[TensorDataset, TensorDataset]:
+def _split(
+    estimator: Any, data: TensorDataset, checkpoint: Checkpoint | None
+) -> tuple[TensorDataset, TensorDataset]:
+    def draw() -> int:
+        return draw_seed(private_generator(estimator.random_state)) % 2**32
+
     stratify = data.tensors[1].numpy() if is_classifier(estimator) else None
     indices = train_test_split(
         np.arange(len(data)),
         test_size=estimator.validation_fraction,
         stratify=stratify,
-        random_state=draw_seed(private_generator(estimator.random_state)) % 2**32,
+        random_state=draw() if checkpoint is None else checkpoint.seed(draw),
     )
     training, validation = (TensorDataset(*data[torch.as_tensor(part)]) for part in indices)
     return training, validation
@@ -209,10 +253,24 @@ def _attached(net: ZONet, callbacks: Sequence[Callback]) -> Iterator[None]:
     try:
         yield
     finally:
-        net.callbacks_ = own
+        net.callbacks_, net.zo_resumption = own, None
         for callback in callbacks:
             if isinstance(callback, QueryProgress):
                 callback.close()
+
+
+@contextmanager
+def _kept(checkpoint: Checkpoint | None) -> Iterator[None]:
+    """Write the last whole step of a fit that an error ends, and let the error pass."""
+    try:
+        yield
+    except BaseException as error:
+        try:
+            if checkpoint is not None:
+                checkpoint.write()
+        except Exception as another:
+            error.add_note(f"Its last steps could not be written to a checkpoint: {another}")
+        raise
 
 
 def _store(estimator: Any, objective: Objective) -> None:
