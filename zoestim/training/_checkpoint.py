@@ -57,7 +57,7 @@ class Checkpoint(Callback):
         self._own: dict[str, Any] = {"seed": None}
         self._latest: Snapshot | None = None
         self._written: Snapshot | None = None
-        self._seconds, self._at = 0.0, -float("inf")
+        self._seconds, self._at = 0.0, 0.0
         _temporary(self.path).unlink(missing_ok=True)  # of a process that was killed
         if self.path.exists():
             self._stored, self.found = _read(self.path)
@@ -227,8 +227,8 @@ def _check_rows(found: Snapshot, rows_before: int) -> None:
     if len(found.rows) < rows_before:
         raise ValueError(f"it has {len(found.rows)} epochs, fewer than {rows_before}")
     rows = [*found.rows, *([] if found.row is None else [found.row])]
-    if not rows or not all(isinstance(row.get("epoch"), int) for row in rows):
-        raise ValueError("its history has no epochs")
+    if not rows or [row["epoch"] for row in rows] != list(range(1, len(rows) + 1)):
+        raise ValueError("its history is not one epoch after another")
 
 
 def _senseless(path: Path, error: Exception) -> ValueError:

@@ -112,8 +112,8 @@ NAMES = {"estimator": "the estimator", "start": "what the fit starts from (a has
 
 
 def _brief(value: Any) -> str:
-    text = value if isinstance(value, str) else json.dumps(value)
-    return text if len(text) <= 80 else f"{text[:77]}..."
+    text = value if isinstance(value, str) else repr(value)
+    return text if len(text) <= 200 else f"{text[:197]}..."
 
 
 def _described(value: Any) -> Any:

@@ -111,9 +111,10 @@ def restore(
     net.zo_step.objective.reuse = FeatureReuse(**state["reuse"])
     if state["shuffler"] is not None:
         shuffling(net).set_state(state["shuffler"])
+    kept = dict(state["callbacks"].items())
     for name, callback in _named(net) if callbacks else ():
-        if name in state["callbacks"]:
-            _restore_callback(callback, state["callbacks"][name])
+        if name in kept:
+            _restore_callback(callback, kept[name])
     rows = [dict(row) for row in snapshot.rows]
     if under_way and snapshot.row is not None:
         rows.append({**snapshot.row, "batches": list(snapshot.row["batches"])})
@@ -305,5 +306,6 @@ def _restore_callback(callback: Callback, stored: dict[str, Any]) -> None:
         held: Any = getattr(callback, name, None)
         if _keeps_itself(held):
             held.load_state_dict(stored[name])
+            held.optimizer._opt_called = True  # in the process before; torch warns without
         elif name != "lr_scheduler_":  # which is made when the training begins
             setattr(callback, name, stored[name])
