@@ -122,12 +122,13 @@ class QueryProgress(Callback):
 
     def on_train_begin(self, net: ZONet, **kwargs: Any) -> None:
         steps = net.max_epochs * net.zo_batches_per_epoch
+        done = 0 if net.zo_resumption is None else net.zo_resumption.steps_done
         limit = net.zo_step.settings.max_queries
         if limit is not None:
             scores = net.zo_step.scoring_due()
             left, step = limit - net.zo_step.n_queries - scores, net.zo_step.next_cost() - scores
-            steps = min(steps, left // step)
-        self._bar = tqdm(total=steps, unit="step", desc="zoestim")
+            steps = min(steps, done + left // step)
+        self._bar = tqdm(total=steps, initial=done, unit="step", desc="zoestim")
 
     def on_batch_end(self, net: ZONet, training: bool = True, **kwargs: Any) -> None:
         if training:

@@ -46,6 +46,8 @@ class Checkpoint(Callback):
         The state in the file as it was found.
     finished : str or None
         Why the fit in that file ended, if it did.
+    steps_done : int
+        Training steps of this fit that the file holds.
     """
 
     def __init__(self, path: Any, on_write: Callable[[int], None] | None = None):
@@ -53,6 +55,7 @@ class Checkpoint(Callback):
         self.on_write = on_write
         self.found: Snapshot | None = None
         self.finished: str | None = None
+        self.steps_done = 0
         self._stored: dict[str, Any] = {}
         self._own: dict[str, Any] = {"seed": None}
         self._latest: Snapshot | None = None
@@ -84,6 +87,7 @@ class Checkpoint(Callback):
             restore(net, before)
             raise _senseless(self.path, error) from error
         self._latest = self._written = self.found
+        self.steps_done = self.found.n_steps - before.n_steps
         if self.finished is None:
             net.zo_resumption = self
 
@@ -165,7 +169,7 @@ def _usable(path: Any) -> Path:
 
 
 def _temporary(path: Path) -> Path:
-    return path.with_name(f"{path.name}.tmp")
+    return path.with_name(f".{path.name}.being-written")
 
 
 def _replace(path: Path, header: str, tensors: dict[str, Tensor]) -> None:

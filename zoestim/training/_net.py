@@ -19,6 +19,8 @@ from zoestim.training._step import TrainingStep
 class Resumption(Protocol):
     """A fit that goes on where another process left it."""
 
+    steps_done: int
+
     def begin(self, net: Any) -> int:
         """Restore a net, and return how many epochs are left."""
 
