@@ -2,7 +2,14 @@
 
 import numpy as np
 import torch
-from skorch.callbacks import Callback, EpochScoring, Freezer, Initializer, LRScheduler
+from skorch.callbacks import (
+    Callback,
+    EarlyStopping,
+    EpochScoring,
+    Freezer,
+    Initializer,
+    LRScheduler,
+)
 from torch import nn
 
 from benchmarks.faults.kill import CASES, X, Y, outcome, same
@@ -48,6 +55,23 @@ class Memory(Callback):
 
     def load_state_dict(self, state):
         self.sum = state["sum"]
+
+
+class Late(Callback):
+    """Has no state before the training begins."""
+
+    def on_train_begin(self, net, **kwargs):
+        self.epochs = 0
+
+    def on_epoch_end(self, net, **kwargs):
+        self.epochs += 1
+        net.history.record("told", self.epochs)
+
+    def state_dict(self):
+        return {"epochs": self.epochs}
+
+    def load_state_dict(self, state):
+        self.epochs = state["epochs"]
 
 
 class Hidden(nn.Module):
@@ -112,6 +136,7 @@ OTHERS = {
     "state of a callback": ({**TINY, "lr_schedule": "constant"}, lambda: [Memory()]),
     "frozen in mid-fit": (TINY, lambda: [Freezer("layers.1.*", at=2)]),
     "set as it begins": (TINY, lambda: [Initializer("layers.3.bias", fn=nn.init.ones_)]),
+    "a state from the start on": (TINY, lambda: [EarlyStopping(monitor="train_loss"), Late()]),
     "a score": (TINY, lambda: [EpochScoring(norm, name="norm", on_train=True)]),
 }
 FITS = {

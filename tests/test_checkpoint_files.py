@@ -11,6 +11,7 @@ from safetensors import safe_open
 from safetensors.torch import save_file
 
 import zoestim
+from benchmarks.faults.kill import X, Y, outcome, same
 from case_checkpoints import Counts, Killed, fitted
 from zoestim.training._fingerprint import digest
 
@@ -201,6 +202,21 @@ def test_contents_that_make_no_sense_are_refused(name: str, signed: bool, tmp_pa
     rewritten(path, CHANGES[name], signed=signed)
     refused(path, "does not hold what this fit needs" if signed else "checksum differs")
     assert not Path("it-ran").exists()
+
+
+def test_a_file_that_makes_no_sense_leaves_an_earlier_fit_as_it_was(tmp_path: Path):
+    def go_on(model):
+        model.set_params(warm_start=True, max_epochs=3, checkpoint=tmp_path / "fit")
+        return model.fit(X, Y)
+
+    go_on(fitted())
+    for change in ("half a generator", "ratios of nothing", "a history of less", "a tensor less"):
+        rewritten(tmp_path / "fit", CHANGES[change])
+        model = fitted()
+        with pytest.raises(ValueError, match="does not hold what this fit needs"):
+            go_on(model)
+        found, expected = outcome(model), outcome(fitted())
+        assert [key for key in expected if not same(found[key], expected[key])] == []
 
 
 def test_a_fingerprint_of_text_is_refused(tmp_path: Path):

@@ -109,7 +109,8 @@ class ZORegressor(RegressorMixin, BaseZOEstimator):
     checkpoint : str, path-like or None, default=None
         A file that keeps the fit as it goes. Where it exists, `fit` goes on from it and ends
         bit for bit as if never interrupted; where its fit has ended, `fit` returns at once.
-        Each fit needs a path of its own, so each candidate of a grid search too.
+        Each fit needs a path of its own, so each candidate of a grid search too, and
+        `partial_fit` takes none. See the user guide.
     callbacks : list of skorch callbacks, default=None
         As in skorch. scikit-learn's own are set by `set_callbacks`.
     warm_start : bool, default=False

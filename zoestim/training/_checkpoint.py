@@ -78,13 +78,13 @@ class Checkpoint(Callback):
         if self.found is None:
             return
         refuse_another(self.path, self._stored["fingerprint"], own)
-        before = capture(net, shuffling(net).get_state(), under_way=False)
+        before = capture(net, shuffling(net).get_state(), callbacks=False)
         try:
             # Of the callbacks, those of a fit that goes on wait until the training begins.
             restore(net, self.found, callbacks=self.finished is not None)
             _check_rows(self.found, self._own["rows_before"])
         except Exception as error:
-            restore(net, before)
+            restore(net, before, callbacks=False)
             raise _senseless(self.path, error) from error
         self._latest = self._written = self.found
         self.steps_done = self.found.n_steps - before.n_steps
@@ -121,7 +121,7 @@ class Checkpoint(Callback):
                 self.write()
 
     def on_epoch_end(self, net: ZONet, **kwargs: Any) -> None:
-        self._latest = capture(net, shuffling(net).get_state(), under_way=False)
+        self._latest = capture(net, shuffling(net).get_state())
         self.write()
 
     def end(self, net: ZONet, reason: str) -> None:
@@ -129,7 +129,7 @@ class Checkpoint(Callback):
         if reason == "callback":  # perhaps by hand: the next fit goes on
             self.write()
             return
-        self._latest = capture(net, shuffling(net).get_state(), under_way=False)
+        self._latest = capture(net, shuffling(net).get_state())
         self.write(finished=reason)
 
     def write(self, finished: str | None = None) -> None:
@@ -160,10 +160,10 @@ class Checkpoint(Callback):
 def _usable(path: Any) -> Path:
     """Return the file that a path means, also after a change of the working folder."""
     found = Path(path).resolve()
-    if found.is_dir() or not found.parent.is_dir():
+    if found.is_dir() or not (found.parent.is_dir() and os.access(found.parent, os.W_OK)):
         raise ValueError(
             f"checkpoint={os.fspath(path)!r} cannot be written: expected the path of a file in "
-            "a folder that exists. Make the folder first, or pass another path."
+            "a folder that exists and may be written to. Make it first, or pass another path."
         )
     return found
 
@@ -185,7 +185,7 @@ def _replace(path: Path, header: str, tensors: dict[str, Tensor]) -> None:
         with contextlib.suppress(OSError):
             temporary.unlink(missing_ok=True)
         raise
-    if os.name == "posix":  # elsewhere a folder cannot be opened
+    with contextlib.suppress(OSError):  # not every system can do that for a folder
         folder = os.open(path.parent, os.O_RDONLY)
         try:
             os.fsync(folder)

@@ -75,7 +75,7 @@ def fingerprint(
 
 def _start(estimator: Any, net: ZONet) -> str:
     """Return a hash of the state that a continued fit starts from."""
-    before = capture(net, shuffling(net).get_state(), under_way=False)
+    before = capture(net, shuffling(net).get_state(), callbacks=False)
     parts = ("module", "optimizer", "step", "shuffler")
     content = dict(before.content["$dict"])
     tensors = {n: v for n, v in before.tensors.items() if n.split(".")[0] in parts}

@@ -54,17 +54,22 @@ class Snapshot:
     n_steps: int
 
 
-def capture(net: ZONet, shuffler: Tensor | None, *, under_way: bool) -> Snapshot:
+def capture(
+    net: ZONet, shuffler: Tensor, *, under_way: bool = False, callbacks: bool = True
+) -> Snapshot:
     """Return the state of a fit.
 
     Parameters
     ----------
     net : ZONet
         The net, with the callbacks of the fit.
-    shuffler : Tensor or None
+    shuffler : Tensor
         The state of the generator that orders the batches, as the epoch began.
-    under_way : bool
+    under_way : bool, default=False
         Whether the last row of the history is of an epoch that has not ended.
+    callbacks : bool, default=True
+        Whether to ask the callbacks for their state; they may have none before they are told
+        that the training begins.
     """
     step = net.zo_step
     state = {
@@ -73,7 +78,7 @@ def capture(net: ZONet, shuffler: Tensor | None, *, under_way: bool) -> Snapshot
         "optimizer": net.optimizer_.state_dict(),
         "step": _step_state(step),
         "shuffler": shuffler,
-        "callbacks": {name: _callback_state(callback) for name, callback in _named(net)},
+        "callbacks": {n: _callback_state(c) for n, c in _named(net)} if callbacks else {},
         "reuse": asdict(step.objective.reuse),
     }
     tensors: dict[str, Tensor] = {}
@@ -109,8 +114,7 @@ def restore(
     _restore_optimizer(net.optimizer_, state["optimizer"])
     _restore_step(net.zo_step, state["step"])
     net.zo_step.objective.reuse = FeatureReuse(**state["reuse"])
-    if state["shuffler"] is not None:
-        shuffling(net).set_state(state["shuffler"])
+    shuffling(net).set_state(state["shuffler"])
     kept = dict(state["callbacks"].items())
     for name, callback in _named(net) if callbacks else ():
         if name in kept:
@@ -247,8 +251,8 @@ def _restore_step(step: TrainingStep, stored: dict[str, Any]) -> None:
         setattr(step, name, value)
     step.generator.set_state(stored["generator"])
     step.responded = bool(stored["responded"])
-    step.objective.refresh()  # what is frozen was restored just now
-    step._prunable, step.schedule = prunable(step.objective), None
+    step.schedule = None
+    step.affordable()  # which looks what is frozen now
     _check_indices(stored["active"], step.objective.parameters.size)
     step.active = stored["active"]
     if stored["schedule"] is not None:
