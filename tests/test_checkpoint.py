@@ -10,6 +10,7 @@ import pytest
 import torch
 from sklearn.base import clone
 from skorch.callbacks import Callback
+from torch import nn
 
 import zoestim
 from benchmarks.faults import kill
@@ -76,6 +77,17 @@ def test_an_error_leaves_the_last_whole_step(last: int, error: BaseException, tm
     rest = Counts()
     alike(fitted("tiny", rest, checkpoint=path), fitted())
     assert rest.steps == STEPS - last
+
+
+@pytest.mark.parametrize("name", ["early stopping", "a set a batch", "budget", "a rate a batch"])
+def test_a_process_a_step_is_enough(name: str, tmp_path: Path):
+    expected, model, processes = fitted(name), None, 0
+    while model is None:
+        processes += 1
+        with contextlib.suppress(Killed):
+            model = fitted(name, Counts(1), checkpoint=tmp_path / "fit")
+    alike(model, expected)
+    assert processes == expected.net_.zo_step.n_steps
 
 
 def test_an_error_within_a_step_leaves_the_step_before(tmp_path: Path):
@@ -219,6 +231,7 @@ def test_a_checkpoint_changes_nothing_of_a_fit(tmp_path: Path):
         ({"module__hidden": 4}, r"layers.1.weight is \(4, 3\) .*, expected \(3, 3\)"),
         ({"pruning": Pruning("random")}, "pruning is .*random.*, expected zo-grasp"),
         ({"class_weight": {0: 1.0, 1: 2.0, 2: 3.0}}, "sample_weight is .*, expected None"),
+        ({"criterion": nn.CrossEntropyLoss(label_smoothing=0.1)}, "criterion is Cross.*, expec"),
         ({"precision": "float32"}, "precision is float32, expected auto"),
     ],
 )
@@ -323,7 +336,9 @@ def test_a_continued_fit_goes_on_from_every_step(tmp_path: Path, every: list[byt
 
 
 def test_a_continued_fit_needs_a_path_of_its_own(tmp_path: Path):
-    with pytest.raises(ValueError, match=r"another fit: .*what the fit starts from .*another path"):
+    with pytest.raises(
+        ValueError, match=r"another fit: .*the start .* expected None.*another path"
+    ):
         continued(tmp_path / "1", tmp_path / "1")
 
 

@@ -189,6 +189,7 @@ CHANGES = {
     "a row of nothing": put("row", {"$dict": []}),
     "no fingerprint": put("fingerprint", None),
     "a seed of text": put("seed", "eval"),
+    "a seed below zero": put("seed", -1),
     "an end by nobody": put("finished", "os.system"),
     "steps of text": put("n_steps", "3"),
 }

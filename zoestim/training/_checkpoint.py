@@ -223,6 +223,8 @@ def _check_header(stored: dict[str, Any]) -> None:
     for name, kind in kinds.items():
         if not isinstance(stored[name], kind):
             raise TypeError(f"{name} is {type(stored[name]).__name__}")
+    if stored["seed"] is not None and not 0 <= stored["seed"] < 2**32:
+        raise ValueError(f"its seed is {stored['seed']}")
     if stored["finished"] not in (None, "max_epochs", "max_queries", "early_stopping"):
         raise ValueError(f"it ended by {stored['finished']!r}")
 

@@ -108,7 +108,7 @@ def _differing(stored: Any, own: Any, name: str = "") -> list[tuple[str, str, st
 
 
 PARTS = ("parameters", "tensors", "data")
-NAMES = {"estimator": "the estimator", "start": "what the fit starts from (a hash)"}
+NAMES = {"estimator": "the estimator", "start": "the start (a hash where warm_start goes on)"}
 
 
 def _brief(value: Any) -> str:
@@ -126,8 +126,7 @@ def _described(value: Any) -> Any:
     if isinstance(value, Tensor):
         return f"{tuple(value.shape)} {value.dtype} {digest('', {'': value})[:16]}"
     if isinstance(value, nn.Module):
-        state = {n: v for n, v in value.state_dict().items() if isinstance(v, Tensor)}
-        return f"{type(value).__qualname__} {digest('', state)[:16]}"
+        return f"{type(value).__qualname__} {_hashed(value)[:16]}"
     if isinstance(value, dict):
         return {str(key): _described(item) for key, item in value.items()}
     if isinstance(value, list | tuple):
@@ -139,6 +138,18 @@ def _described(value: Any) -> Any:
         return describe(value)
     except Unstorable as unstorable:
         return str(unstorable)
+
+
+def _hashed(module: nn.Module) -> str:
+    """Return a hash of a module's tensors and of the plain settings of its parts."""
+    state = {n: v for n, v in module.state_dict().items() if isinstance(v, Tensor)}
+    settings = [
+        [name, key, setting]
+        for name, part in module.named_modules()
+        for key, setting in sorted(vars(part).items())
+        if isinstance(setting, bool | int | float | str) and key != "training"
+    ]
+    return digest(json.dumps(settings), state)
 
 
 def digest(text: str, tensors: Mapping[str, Tensor]) -> str:
