@@ -118,6 +118,19 @@ def test_a_validation_that_was_cut_short_is_done_again(tmp_path: Path):
     assert rest.steps == 0
 
 
+def test_a_callback_that_ends_a_fit_ends_it_again(tmp_path: Path):
+    class First(Callback):
+        def on_epoch_end(self, net, **kwargs):
+            raise KeyboardInterrupt
+
+    expected, again = fitted("tiny", First()), Counts()
+    assert expected.termination_condition_ == "callback"
+    alike(fitted("tiny", First(), checkpoint=tmp_path / "fit"), expected)
+    alike(fitted("tiny", again, First(), checkpoint=tmp_path / "fit"), expected)
+    assert again.steps == 0
+    alike(fitted(checkpoint=tmp_path / "fit"), fitted())
+
+
 @pytest.mark.parametrize("state", [None, np.random.RandomState(0)])
 def test_without_a_seed_the_held_out_samples_stay(state, tmp_path: Path, every: list[bytes]):
     params = {"random_state": state, "early_stopping": True, "validation_fraction": 0.3}

@@ -88,8 +88,6 @@ class Checkpoint(Callback):
             raise _senseless(self.path, error) from error
         self._latest = self._written = self.found
         self.steps_done = self.found.n_steps - before.n_steps
-        if self.finished is None:
-            net.zo_resumption = self
 
     # What a net asks that is to go on
 

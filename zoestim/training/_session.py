@@ -82,6 +82,8 @@ class Session:
             _store(estimator, self.objective)
             estimator.termination_condition_ = self.checkpoint.finished
             return
+        if self.checkpoint is not None and self.checkpoint.found is not None:
+            self.net.zo_resumption = self.checkpoint
         try:
             with _attached(self.net, self.callbacks), _kept(self.checkpoint):
                 self.net.partial_fit(self.training, None)
