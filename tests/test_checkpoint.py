@@ -208,7 +208,7 @@ def test_a_write_that_fails_leaves_the_last_file(tmp_path: Path, monkeypatch):
     with pytest.raises(Killed):
         fitted("tiny", Counts(3), checkpoint=path)
     content = path.read_bytes()
-    monkeypatch.setattr(_checkpoint, "save_file", full)
+    monkeypatch.setattr(_checkpoint.os, "fsync", full)
     with pytest.raises(OSError, match="No space left"):
         fitted(checkpoint=path)
     assert [file.name for file in tmp_path.iterdir()] == ["fit"]

@@ -10,7 +10,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from safetensors.torch import save_file
+from safetensors.torch import save
 from skorch.callbacks import Callback
 from torch import Tensor
 
@@ -175,8 +175,10 @@ def _replace(path: Path, header: str, tensors: dict[str, Tensor]) -> None:
     temporary = _temporary(path)
     metadata = {"zoestim": header, "sha256": digest(header, tensors)}
     try:
-        save_file(tensors, str(temporary), metadata=metadata)
-        with open(temporary, "rb") as file:
+        # Not save_file: it makes temporary files of random names, which a kill leaves behind.
+        with open(temporary, "wb") as file:
+            file.write(save(tensors, metadata=metadata))
+            file.flush()
             os.fsync(file.fileno())
         os.replace(temporary, path)
     except BaseException:
