@@ -3,6 +3,7 @@
 import contextlib
 import os
 import pickle
+import signal
 from pathlib import Path
 
 import numpy as np
@@ -192,6 +193,31 @@ def test_who_asks_is_told_of_each_write(tmp_path: Path, every: list[bytes], monk
     )
     fitted(checkpoint=tmp_path / "fit")
     assert told == [1, 2, 3, 4, 4, 5, 6, 7, 8, 8, 8]
+
+
+@pytest.mark.skipif(not hasattr(os, "fork"), reason="needs os.fork")
+@pytest.mark.parametrize("write", [1, 2, 4])
+def test_a_kill_in_the_middle_of_a_write_leaves_the_file_before(
+    write: int, tmp_path: Path, monkeypatch, every: list[bytes]
+):
+    sync = os.fsync
+
+    def die(descriptor: int) -> None:
+        if len(every) == write - 1:
+            os.kill(os.getpid(), signal.SIGKILL)
+        sync(descriptor)
+
+    monkeypatch.setitem(kill.CASES, "tiny", (ZOClassifier, TINY, Y))
+    monkeypatch.setattr(os, "fsync", die)
+    _, status = os.waitpid(kill.start("tiny", tmp_path / "fit"), 0)
+    monkeypatch.setattr(os, "fsync", sync)
+    assert os.WIFSIGNALED(status)
+    left = {"fit", ".fit.being-written"} if write > 1 else {".fit.being-written"}
+    assert {file.name for file in tmp_path.iterdir()} == left
+    rest = Counts()
+    alike(fitted("tiny", rest, checkpoint=tmp_path / "fit"), fitted())
+    assert rest.steps == STEPS - (write - 1)
+    assert [file.name for file in tmp_path.iterdir()] == ["fit"]
 
 
 def test_what_a_killed_write_left_is_removed(tmp_path: Path):
