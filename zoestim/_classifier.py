@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from os import PathLike
 from typing import Any, Self
 
 import numpy as np
@@ -98,6 +99,9 @@ class ZOClassifier(ClassifierMixin, BaseZOEstimator):
         The least fall of the validation loss that counts as improvement.
     n_repeats : int, default=1
         How often each query is asked, to average what a noisy loss gives; each counts.
+    journal_queries : bool, default=False
+        Whether answers of the steps since the last write of `checkpoint` are kept beside it,
+        in a file of that name and ``.journal``, so that no query is paid for twice.
     n_jobs : int or None, default=None
         How many workers answer queries; -1 as many as there are cores. None means one, or what
         a ``joblib.parallel_config`` around `fit` says. The fit is the same to the last bit.
@@ -123,6 +127,11 @@ class ZOClassifier(ClassifierMixin, BaseZOEstimator):
         is free. A fold that does not fit is halved.
     class_weight : dict, "balanced" or None, default=None
         Weights of the classes in the loss, as in scikit-learn.
+    checkpoint : str, path-like or None, default=None
+        A file that keeps the fit as it goes. Where it exists, `fit` goes on from it and ends
+        bit for bit as if never interrupted; where its fit has ended, `fit` returns at once.
+        Each fit needs a path of its own, so each candidate of a grid search too, and
+        `partial_fit` takes none. See the user guide.
     callbacks : list of skorch callbacks, default=None
         As in skorch. scikit-learn's own are set by `set_callbacks`.
     warm_start : bool, default=False
@@ -236,6 +245,7 @@ class ZOClassifier(ClassifierMixin, BaseZOEstimator):
         n_iter_no_change: int = 10,
         tol: float = 1e-4,
         n_repeats: int = 1,
+        journal_queries: bool = False,
         n_jobs: int | None = None,
         backend: Any = None,
         query_timeout: float | None = None,
@@ -245,6 +255,7 @@ class ZOClassifier(ClassifierMixin, BaseZOEstimator):
         precision: str = "auto",
         memory_budget: int | None = None,
         class_weight: Any = None,
+        checkpoint: str | PathLike | None = None,
         callbacks: list | None = None,
         warm_start: bool = False,
         random_state: Any = None,

@@ -2,16 +2,23 @@
 
 from __future__ import annotations
 
-import json
 from pathlib import Path
 from typing import Any
 
-from safetensors import SafetensorError, safe_open
 from skorch.history import History
 from torch import Tensor
 
 from zoestim._classifier import ZOClassifier
-from zoestim._persistence import ARRAYS, FITTED, FORMAT, PLAIN, decode, decode_array
+from zoestim._persistence import (
+    ARRAYS,
+    FITTED,
+    FORMAT,
+    PLAIN,
+    decode_array,
+    decode_parameter,
+    parse,
+    read,
+)
 from zoestim._regressor import ZORegressor
 from zoestim.backends import SerialBackend
 from zoestim.evaluation import FeatureReuse
@@ -72,23 +79,8 @@ def load(path: str | Path, **params: Any) -> Any:
 def _read(path: Path) -> tuple[dict[str, Any], dict[str, Tensor]]:
     if not path.is_file():
         raise FileNotFoundError(f"There is no file {path}; expected one written by save.")
-    try:
-        with safe_open(path, framework="pt") as file:
-            header = (file.metadata() or {}).get("zoestim", "null")
-            tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
-        content = json.loads(header)
-    except (SafetensorError, json.JSONDecodeError, RecursionError) as error:
-        raise ValueError(
-            f"{path} is no readable safetensors file ({error}); expected one written by save. "
-            "It may be truncated."
-        ) from error
-    if not isinstance(content, dict) or content.get("format") != FORMAT:
-        found = content.get("format") if isinstance(content, dict) else None
-        raise ValueError(
-            f"{path} has the format {found!r}; expected {FORMAT!r}, a file written by save of "
-            "this version."
-        )
-    return content, tensors
+    header, tensors, _ = read(path, "save")
+    return parse(header, path, FORMAT, "save"), tensors
 
 
 def _restore(
@@ -107,7 +99,9 @@ def _restore(
             f"load(path, {calls})."
         )
     params = {
-        name: _initial_params(value, tensors) if name == "initial_params" else decode(value)
+        name: _initial_params(value, tensors)
+        if name == "initial_params"
+        else decode_parameter(value)
         for name, value in stored.items()
         if name not in given
     }

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from numbers import Integral, Real
+from os import PathLike
 from typing import Any, Self
 
 import torch
@@ -51,6 +52,7 @@ class ZOParameters(BaseEstimator):
         "n_iter_no_change": [Interval(Integral, 1, None, closed="left")],
         "tol": [Interval(Real, 0, None, closed="left")],
         "n_repeats": [Interval(Integral, 1, None, closed="left")],
+        "journal_queries": ["boolean"],
         "n_jobs": [None, Integral],
         "backend": [None, str, HasMethods(["map", "once"])],
         "query_timeout": [None, Interval(Real, 0, None, closed="neither")],
@@ -59,6 +61,7 @@ class ZOParameters(BaseEstimator):
         "feature_reuse": ["boolean"],
         "precision": [StrOptions({"auto", *PRECISIONS})],
         "memory_budget": [None, Interval(Integral, 1, None, closed="left")],
+        "checkpoint": [None, str, PathLike],
         "callbacks": [None, list],
         "warm_start": ["boolean"],
         "random_state": ["random_state"],
@@ -92,6 +95,7 @@ class ZOParameters(BaseEstimator):
         n_iter_no_change: int = 10,
         tol: float = 1e-4,
         n_repeats: int = 1,
+        journal_queries: bool = False,
         n_jobs: int | None = None,
         backend: Any = None,
         query_timeout: float | None = None,
@@ -100,6 +104,7 @@ class ZOParameters(BaseEstimator):
         feature_reuse: bool = True,
         precision: str = "auto",
         memory_budget: int | None = None,
+        checkpoint: str | PathLike | None = None,
         callbacks: list | None = None,
         warm_start: bool = False,
         random_state: Any = None,
@@ -130,6 +135,7 @@ class ZOParameters(BaseEstimator):
         self.n_iter_no_change = n_iter_no_change
         self.tol = tol
         self.n_repeats = n_repeats
+        self.journal_queries = journal_queries
         self.n_jobs = n_jobs
         self.backend = backend
         self.query_timeout = query_timeout
@@ -138,6 +144,7 @@ class ZOParameters(BaseEstimator):
         self.feature_reuse = feature_reuse
         self.precision = precision
         self.memory_budget = memory_budget
+        self.checkpoint = checkpoint
         self.callbacks = callbacks
         self.warm_start = warm_start
         self.random_state = random_state

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 from collections.abc import Mapping
 from dataclasses import asdict
 from pathlib import Path
@@ -11,6 +12,7 @@ from typing import Any
 
 import numpy as np
 import torch
+from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from sklearn.base import BaseEstimator
 from torch import Tensor, nn
@@ -18,6 +20,7 @@ from torch import Tensor, nn
 import zoestim.gradients
 import zoestim.models
 import zoestim.sparsity
+from zoestim._nested import decode, encode
 
 FORMAT = "zoestim-1"
 FITTED = (
@@ -74,6 +77,42 @@ def save(estimator: Any, path: str | Path) -> None:
     save_file(tensors, str(path), metadata={"zoestim": json.dumps(content, default=_plain)})
 
 
+def read(path: Path, writer: str) -> tuple[str, dict[str, Tensor], dict[str, str]]:
+    """Return the JSON, the tensors and all metadata of a safetensors file of ours.
+
+    Raises ValueError, which calls `writer` what should have written it, if it is none.
+    """
+    try:
+        with safe_open(path, framework="pt") as file:
+            metadata = file.metadata() or {}
+            tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
+    except (SafetensorError, AttributeError, KeyError, TypeError, ValueError) as error:
+        raise _unreadable(path, writer, error) from error
+    return metadata.get("zoestim", "null"), tensors, metadata
+
+
+def parse(header: str, path: Path, form: str, writer: str) -> dict[str, Any]:
+    """Return the content of a file's JSON if it has the format that is expected."""
+    try:
+        content = json.loads(header)
+    except (ValueError, RecursionError) as error:
+        raise _unreadable(path, writer, error) from error
+    if not isinstance(content, dict) or content.get("format") != form:
+        found = content.get("format") if isinstance(content, dict) else None
+        raise ValueError(
+            f"{path} has the format {found!r}; expected {form!r}, a file written by {writer} of "
+            "this version."
+        )
+    return content
+
+
+def _unreadable(path: Path, writer: str, error: Exception) -> ValueError:
+    return ValueError(
+        f"{path} is no readable safetensors file ({error}); expected one written by {writer}. "
+        "It may be truncated."
+    )
+
+
 def _plain(value: Any) -> Any:
     if isinstance(value, np.generic):
         return value.item()
@@ -100,28 +139,26 @@ def _encode_parameter(name: str, value: Any, tensors: dict[str, Tensor]) -> Any:
         is_torch = any(isinstance(array, Tensor) for array in named.values())
         return {"$initial_params": list(named), "torch": is_torch}
     try:
-        return _encode(value)
+        return describe(value)
     except Unstorable as unstorable:
         return {"$ask": str(unstorable)}
 
 
-def _encode(value: Any) -> Any:
-    if value is None or isinstance(value, bool | int | float | str):
-        return value
-    if isinstance(value, np.generic):
-        return value.item()
+def describe(value: Any, path: tuple[str, ...] = ()) -> Any:
+    """Return a parameter as JSON; raise `Unstorable` for what only its owner can bring back."""
+    return encode(value, _named, path)
+
+
+def _named(value: Any, path: tuple[str, ...]) -> Any:
     if isinstance(value, torch.device):
         return str(value)
-    if isinstance(value, list | tuple):
-        kind = "$list" if isinstance(value, list) else "$tuple"
-        return {kind: [_encode(item) for item in value]}
-    if isinstance(value, dict):
-        return {"$dict": [[_encode(key), _encode(item)] for key, item in value.items()]}
+    if isinstance(value, os.PathLike):
+        return os.fspath(value)
     if isinstance(value, BaseEstimator):
         params = value.get_params(deep=False)
         return {
             "$object": _public_name(type(value)),
-            "params": {name: _encode(item) for name, item in params.items()},
+            "params": {name: describe(item, path) for name, item in params.items()},
         }
     return {"$name": _public_name(value)}
 
@@ -134,18 +171,14 @@ def _public_name(value: Any) -> str:
     raise Unstorable(getattr(value, "__qualname__", type(value).__qualname__))
 
 
-def decode(stored: Any) -> Any:
+def decode_parameter(stored: Any) -> Any:
     """Return a parameter from its stored form; names are looked up, never imported."""
-    if not isinstance(stored, dict):
-        return stored
-    if "$list" in stored:
-        return [decode(item) for item in stored["$list"]]
-    if "$tuple" in stored:
-        return tuple(decode(item) for item in stored["$tuple"])
-    if "$dict" in stored:
-        return {decode(key): decode(item) for key, item in stored["$dict"]}
+    return decode(stored, _by_name)
+
+
+def _by_name(stored: dict[str, Any]) -> Any:
     if "$object" in stored:
-        params = {name: decode(item) for name, item in stored["params"].items()}
+        params = {name: decode_parameter(item) for name, item in stored["params"].items()}
         return _look_up(stored["$object"], BaseEstimator)(**params)
     return _look_up(stored["$name"], nn.Module, torch.optim.Optimizer)
 

@@ -97,6 +97,9 @@ class ZORegressor(RegressorMixin, BaseZOEstimator):
         The least fall of the validation loss that counts as improvement.
     n_repeats : int, default=1
         How often each query is asked, to average what a noisy loss gives; each counts.
+    journal_queries : bool, default=False
+        Whether answers of the steps since the last write of `checkpoint` are kept beside it,
+        in a file of that name and ``.journal``, so that no query is paid for twice.
     n_jobs : int or None, default=None
         How many workers answer queries; -1 as many as there are cores. None means one, or what
         a ``joblib.parallel_config`` around `fit` says. The fit is the same to the last bit.
@@ -120,6 +123,11 @@ class ZORegressor(RegressorMixin, BaseZOEstimator):
     memory_budget : int, default=None
         Bytes that queries in flight may take on the device; by default a quarter of what
         is free. A fold that does not fit is halved.
+    checkpoint : str, path-like or None, default=None
+        A file that keeps the fit as it goes. Where it exists, `fit` goes on from it and ends
+        bit for bit as if never interrupted; where its fit has ended, `fit` returns at once.
+        Each fit needs a path of its own, so each candidate of a grid search too, and
+        `partial_fit` takes none. See the user guide.
     callbacks : list of skorch callbacks, default=None
         As in skorch. scikit-learn's own are set by `set_callbacks`.
     warm_start : bool, default=False

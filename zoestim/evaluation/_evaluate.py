@@ -151,6 +151,9 @@ def _ask_base(objective: Objective, batch: Batch, asking: Asking) -> _Base:
     journal = asking.journal
 
     def ask() -> tuple[float, dict[str, Known]]:
+        before = None if journal is None else journal.base()
+        if before is not None:
+            return before
         reply = asking.patience.ask(
             lambda: _base_pass(objective, batch), lambda base: base.loss - base.loss == 0
         )
@@ -162,7 +165,7 @@ def _ask_base(objective: Objective, batch: Batch, asking: Asking) -> _Base:
             journal.append_base(reply.value.loss, reply.value.known)
         return reply.value.loss, reply.value.known
 
-    loss, known = (journal and journal.base()) or asking.backend.once(ask)
+    loss, known = asking.backend.once(ask)
     return kept[0] if kept else _base_pass(objective, batch, known, loss)
 
 
@@ -213,7 +216,8 @@ class _Driver:
 
     def _read_journal(self) -> None:
         if self.asking.journal is not None:
-            for position, change in self.asking.journal.answers().items():
+            answers = self.asking.backend.once(self.asking.journal.answers)
+            for position, change in answers.items():
                 self.changes[position] = change
 
     def _collect(self, round_: Round) -> None:

@@ -29,6 +29,8 @@ class Journal:
     ----------
     path : Path
         The file; it holds the rounds since the last checkpoint.
+    run : str
+        Which fit's answers are meant: others in the file are not read.
     round : int
         Which of the fit's rounds this is.
     host : str
@@ -36,6 +38,7 @@ class Journal:
     """
 
     path: Path
+    run: str = ""
     round: int = 0
     host: str = socket.gethostname()
 
@@ -43,9 +46,15 @@ class Journal:
         """Return the journal of another round, in the same file."""
         return replace(self, round=round_)
 
-    def clear(self) -> None:
-        """Forget all rounds: a checkpoint holds what they led to."""
-        self.path.unlink(missing_ok=True)
+    def forget(self, n_rounds: int) -> None:
+        """Forget the first rounds: a checkpoint holds what they led to."""
+        later = [line for line in self._lines() if line["round"] >= n_rounds]
+        if not later:
+            self.path.unlink(missing_ok=True)
+            return
+        temporary = self.path.with_name(f".{self.path.name}.being-written")
+        temporary.write_text("".join(json.dumps(line) + "\n" for line in later))
+        os.replace(temporary, self.path)
 
     @property
     def is_here(self) -> bool:
@@ -71,20 +80,20 @@ class Journal:
         """Return by how much queries change the loss, as far as they were answered."""
         found: dict[int, float] = {}
         for line in self._lines():
-            if "positions" in line:
+            if line["round"] == self.round and "positions" in line:
                 found.update(zip(line["positions"], line["changes"], strict=True))
         return found
 
     def base(self) -> tuple[float, dict[str, Known]] | None:
         """Return the loss at the parameters and what black boxes gave, if that is known."""
         for line in self._lines():
-            if "known" in line:
+            if line["round"] == self.round and "known" in line:
                 known = {name: _unpacked(value) for name, value in line["known"].items()}
                 return line["base_loss"], {n: Known(v, {}, {}) for n, v in known.items()}
         return None
 
     def _write(self, content: dict[str, Any]) -> None:
-        line = json.dumps({"round": self.round, **content}) + "\n"
+        line = json.dumps({"run": self.run, "round": self.round, **content}) + "\n"
         file = os.open(self.path, os.O_WRONLY | os.O_APPEND | os.O_CREAT, 0o644)
         try:
             os.write(file, line.encode())
@@ -92,7 +101,7 @@ class Journal:
             os.close(file)
 
     def _lines(self) -> list[dict[str, Any]]:
-        """Return the lines of this round; a process may have been killed within the last."""
+        """Return the lines of this fit; a process may have been killed within the last."""
         found = []
         text = self.path.read_text() if self.path.exists() else ""
         for line in text.splitlines(keepends=True):
@@ -100,7 +109,7 @@ class Journal:
                 content = json.loads(line) if line.endswith("\n") else {}
             except ValueError:
                 continue
-            if isinstance(content, dict) and content.get("round") == self.round:
+            if isinstance(content, dict) and content.get("run") == self.run:
                 found.append(content)
         return found
 

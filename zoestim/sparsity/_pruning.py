@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
+from typing import Any
 
 import torch
 from sklearn.base import BaseEstimator
@@ -109,6 +110,8 @@ class CoordinateSchedule:
         ``kind -> {layer: scores}``; asked only when the rule needs it.
     generator : torch.Generator
         Draws the random sets.
+    state : dict, optional
+        What `state_dict` gave: where to go on. By default a schedule starts by its rule.
 
     Attributes
     ----------
@@ -124,6 +127,7 @@ class CoordinateSchedule:
         interval: int | str,
         score: Score,
         generator: torch.Generator,
+        state: dict[str, Any] | None = None,
     ):
         self.pruning = pruning
         self.sparsity = sparsity
@@ -133,7 +137,19 @@ class CoordinateSchedule:
         self.generator = generator
         self._current: dict[str, Tensor] | None = None
         self._renewed_at: int | None = None
-        self.ratios = self._start()
+        if state is None:
+            self.ratios = self._start()
+        else:
+            self.ratios, self._current = state["ratios"], state["current"]
+            self._renewed_at = state["renewed_at"]
+
+    def state_dict(self) -> dict[str, Any]:
+        """Return the set in use, its ratios, and when it was made."""
+        return {
+            "ratios": self.ratios,
+            "current": self._current,
+            "renewed_at": self._renewed_at,
+        }
 
     def _start(self) -> dict[str, float]:
         given = _given_ratios(self.pruning, self.sparsity, self.sizes)

@@ -1,8 +1,9 @@
 """Training on a skorch net: Alg. 1 and 2 a step at a time, and what happens around them."""
 
 from zoestim.training._asking import main_device
+from zoestim.training._build import make_net
 from zoestim.training._query_log import QueryLog
-from zoestim.training._session import make_net, prepare
+from zoestim.training._session import prepare
 from zoestim.training._sklearn_callbacks import CallbackSupportMixin
 from zoestim.training._step import StepSettings, TrainingStep
 

@@ -97,6 +97,12 @@ class LearningRate(Callback):
         for group in groups:  # a last fit may have ended near zero
             group["lr"] = group["initial_lr"]
 
+    def state_dict(self) -> dict[str, int]:
+        return {"first_epoch": self._first_epoch, "first_query": self._first_query}
+
+    def load_state_dict(self, state: dict[str, int]) -> None:
+        self._first_epoch, self._first_query = state["first_epoch"], state["first_query"]
+
     def on_batch_begin(self, net: ZONet, training: bool = True, **kwargs: Any) -> None:
         if not training or (self.schedule == "constant" and not self.warmup_epochs):
             return  # a constant rate is left to the user's own schedulers
@@ -134,12 +140,13 @@ class QueryProgress(Callback):
 
     def on_train_begin(self, net: ZONet, **kwargs: Any) -> None:
         steps = net.max_epochs * net.zo_batches_per_epoch
+        done = 0 if net.zo_resumption is None else net.zo_resumption.steps_done
         limit = net.zo_step.settings.max_queries
         if limit is not None:
             scores = net.zo_step.scoring_due()
             left, step = limit - net.zo_step.n_queries - scores, net.zo_step.next_cost() - scores
-            steps = min(steps, left // step)
-        self._bar = tqdm(total=steps, unit="step", desc="zoestim")
+            steps = min(steps, done + left // step)
+        self._bar = tqdm(total=steps, initial=done, unit="step", desc="zoestim")
 
     def on_batch_end(self, net: ZONet, training: bool = True, **kwargs: Any) -> None:
         if training:

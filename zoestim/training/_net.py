@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Callable, Iterator
-from typing import Any
+from typing import Any, Protocol
 
 import torch
 from skorch import NeuralNet
@@ -15,13 +16,53 @@ from zoestim.evaluation import Batch, Patience, has_boxes, unchanged_generators
 from zoestim.training._step import TrainingStep
 
 
+class Resumption(Protocol):
+    """A fit that goes on where another process left it."""
+
+    steps_done: int
+
+    def begin(self, net: Any) -> int:
+        """Restore a net, and return how many epochs are left."""
+
+    def enter_epoch(self, net: Any) -> int:
+        """Restore the epoch under way, and return how many of its batches are done."""
+
+
 class ZONet(NeuralNet):
     """A skorch net in which ``loss.backward()`` is replaced by queries.
 
     Optimizers, callbacks, history and the loop over epochs are skorch's own.
+
+    Attributes
+    ----------
+    zo_step : TrainingStep
+        Estimates the gradients.
+    zo_resumption : Resumption or None
+        The fit that is to go on, until it does.
     """
 
     zo_step: TrainingStep
+    zo_resumption: Resumption | None = None
+
+    def fit_loop(self, X: Any, y: Any = None, epochs: int | None = None, **kwargs: Any) -> Any:
+        """Run the epochs, or those that an earlier process left."""
+        if self.zo_resumption is not None:
+            epochs = self.zo_resumption.begin(self)
+        return super().fit_loop(X, y, epochs, **kwargs)
+
+    def run_single_epoch(
+        self, iterator: Any, training: bool, prefix: str, step_fn: Any, **fit_params: Any
+    ) -> None:
+        """Run the batches of an epoch, without those that an earlier process has done."""
+        done, resumption = 0, self.zo_resumption
+        if training and resumption is not None:
+            self.zo_resumption = None
+            done = resumption.enter_epoch(self)
+            iterator = itertools.islice(iterator, done, None) if done else iterator
+        super().run_single_epoch(iterator, training, prefix, step_fn, **fit_params)
+        if done:
+            count = f"{prefix}_batch_count"
+            self.history.record(count, done + self.history[-1][count])
 
     def train_step_single(self, batch: Any, **fit_params: Any) -> dict[str, Any]:
         """Estimate the gradient on one batch and write it to ``.grad``."""

@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-import inspect
+import os
 import warnings
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
@@ -22,7 +22,6 @@ from torch.utils.data import TensorDataset
 from zoestim._modules import check_names
 from zoestim.backends import Backend
 from zoestim.evaluation import (
-    PRECISIONS,
     Asking,
     Objective,
     as_input,
@@ -30,17 +29,24 @@ from zoestim.evaluation import (
     draw_seed,
     first_parameter,
 )
-from zoestim.gradients import RandomizedEstimator, resolve_estimator
+from zoestim.gradients import RandomizedEstimator
 from zoestim.sparsity import Pruning
-from zoestim.training._asking import Agreement, main_device, make_asking, root_generator
+from zoestim.training._asking import Agreement, make_asking, root_generator
+from zoestim.training._build import (
+    learning_rate,
+    make_net,
+    refuse_bad,
+    refuse_new_build,
+    strategy_of,
+)
 from zoestim.training._callbacks import BudgetStop, Conductor, LearningRate, QueryProgress
-from zoestim.training._net import ArrayBatches, ZONet
+from zoestim.training._checkpoint import Checkpoint
+from zoestim.training._fingerprint import fingerprint
+from zoestim.training._net import ZONet
 from zoestim.training._sklearn_callbacks import SklearnBridge
-from zoestim.training._step import StepSettings, TrainingStep, prunable
+from zoestim.training._step import StepSettings, prunable
 
 AUTO_BATCH = 200  # as scikit-learn's MLPs
-BUILT_FROM = ("module", "initial_params", "criterion", "optimizer", "precision", "device")
-MOMENTUM = 0.9  # Sec. 6.1
 
 
 @dataclass
@@ -57,21 +63,35 @@ class Session:
         The samples to train on.
     callbacks : list of Callback
         Those of this fit alone.
+    checkpoint : Checkpoint or None
+        Where the fit is kept; the last of the callbacks.
+    n_before : int
+        Epochs of the fits that this one continues.
     """
 
     net: ZONet
     objective: Objective
     training: TensorDataset
     callbacks: list[Callback]
+    checkpoint: Checkpoint | None = None
+    n_before: int = 0
 
     def run(self, estimator: Any) -> None:
         """Train, and store what was learned, also if training fails."""
         estimator.net_, estimator.module_ = self.net, self.net.module_
-        before, reason = len(_finished(self.net)), "error"
+        reason = "error"
+        if self.checkpoint is not None and self.checkpoint.finished is not None:
+            _store(estimator, self.objective)
+            estimator.termination_condition_ = self.checkpoint.finished
+            return
+        if self.checkpoint is not None and self.checkpoint.found is not None:
+            self.net.zo_resumption = self.checkpoint
         try:
-            with _attached(self.net, self.callbacks):
+            with _attached(self.net, self.callbacks), _kept(self.checkpoint):
                 self.net.partial_fit(self.training, None)
-            reason = _termination(self.net, self.callbacks, before)
+            reason = _termination(self.net, self.callbacks, self.n_before)
+            if self.checkpoint is not None:
+                self.checkpoint.end(self.net, reason)
             if not self.net.zo_step.responded:
                 warnings.warn(
                     "No query changed the loss, so nothing was learned: the step is too small "
@@ -99,127 +119,62 @@ def prepare(
     epochs: int | None,
 ) -> Session:
     """Make a fit ready to run: `target` is y encoded; `epochs` None is one at a constant rate."""
-    if continued:
-        _refuse_new_build(estimator)
     asking = make_asking(estimator)
+    checkpoint = _checkpoint(estimator, epochs, asking.backend)
+    if continued:
+        refuse_new_build(estimator)
+    if checkpoint is not None and estimator.journal_queries:
+        asking = replace(asking, journal=checkpoint.journal)
     net = estimator.net_ if continued else make_net(estimator, asking.backend)
     training, validation = _tensors(X, target, weight, net.module_), None
     if estimator.early_stopping and epochs:
-        training, validation = _split(estimator, training, asking.backend)
+        training, validation = _split(estimator, training, asking.backend, checkpoint)
     net.batch_size = _batch_size(estimator, len(training))
     reserved = len(net.get_iterator(validation)) if validation else 0
     objective = estimator._make_objective(net.module_, net.criterion_)
     settings = _settings(estimator, asking, reserved)
     _check_pruning(settings.pruning, objective)
     net.zo_step.begin(settings, objective)
-    net.lr = _lr(estimator)
+    net.lr = learning_rate(estimator)
     net.max_epochs = epochs or 1
     net.zo_batches_per_epoch = len(net.get_iterator(training, training=True))
     net.train_split = predefined_split(validation) if validation else None
+    n_before = len(_finished(net))
+    if checkpoint is not None:
+        checkpoint.claim(net, fingerprint(estimator, net, X, y, weight, continued=continued))
+        if checkpoint.finished is not None:
+            return Session(net, objective, training, [], checkpoint, n_before)
     callbacks = _callbacks(estimator, X, y, constant_lr=epochs is None)
-    return Session(net, objective, training, callbacks)
+    callbacks += [] if checkpoint is None else [checkpoint]
+    return Session(net, objective, training, callbacks, checkpoint, n_before)
 
 
-def build_parameters(estimator: Any) -> dict[str, Any]:
-    """Return the parameters that a net is built from, and keeps when a fit goes on."""
-    params = estimator.get_params(deep=False)
-    prefixes = ("module__", "criterion__", "optimizer__")
-    return {n: v for n, v in params.items() if n in BUILT_FROM or n.startswith(prefixes)}
-
-
-def _refuse_new_build(estimator: Any) -> None:
-    old, new = estimator.net_.zo_built_from, build_parameters(estimator)
-    names = [n for n in old | new if n not in old or n not in new or not _same(old[n], new[n])]
-    if names:
+def _checkpoint(estimator: Any, epochs: int | None, backend: Backend) -> Checkpoint | None:
+    if estimator.checkpoint is None:
+        if estimator.journal_queries:
+            raise ValueError(
+                "journal_queries=True keeps answers beside the checkpoint, and there is none; "
+                "expected checkpoint=PATH too."
+            )
+        return None
+    if epochs is None:
         raise ValueError(
-            f"{sorted(names)} changed since the fit that is to go on, which keeps its module, "
-            "criterion and optimizer; expected them as they were. Set warm_start=False, or "
-            "build a new estimator around module=module_, to start with others."
+            "partial_fit cannot keep a checkpoint: a file cannot tell which of several calls it "
+            f"is of; got checkpoint={os.fspath(estimator.checkpoint)!r}, expected None. Call fit, "
+            "or set checkpoint=None and save between the calls."
         )
-
-
-def _same(old: Any, new: Any) -> bool:
-    if old is new:
-        return True
-    plain = bool | int | float | str | tuple | torch.device
-    return type(old) is type(new) and isinstance(old, plain) and old == new
-
-
-def make_net(estimator: Any, backend: Backend) -> ZONet:
-    """Return an initialised net with a fresh module, optimizer and generators."""
-    optimizer_arguments = _optimizer_arguments(estimator)
-    root, device = root_generator(estimator, backend), main_device(estimator.device)
-    module = estimator._make_module(estimator.n_features_in_, draw_seed(root))
-    if estimator.precision != "auto":
-        module = module.to(PRECISIONS[estimator.precision])
-    net = ZONet(
-        module=module.to(device),
-        criterion=estimator._make_criterion().to(first_parameter(module)),
-        optimizer=estimator.optimizer,
-        iterator_train=ArrayBatches,
-        iterator_valid=ArrayBatches,
-        train_split=None,
-        callbacks=estimator.callbacks,
-        verbose=estimator.verbose,
-        device=device,
-        lr=_lr(estimator),
-        **{f"optimizer__{name}": value for name, value in optimizer_arguments.items()},
-        **_iterator_arguments(estimator, root),
-        **_log_arguments(estimator),
-    )
-    net.initialize()
-    net.zo_built_from = build_parameters(estimator)
-    net.zo_step = TrainingStep(torch.Generator().manual_seed(draw_seed(root)))
-    net.iterator_train__proceed = net.zo_step.affordable
-    return net
-
-
-def _optimizer_arguments(estimator: Any) -> dict[str, Any]:
-    optimizer, arguments = estimator.optimizer, estimator._prefixed("optimizer")
-    if not issubclass(optimizer, torch.optim.Optimizer):
+    if estimator._prefixed("iterator_train").get("generator", True) is None:
         raise ValueError(
-            f"optimizer must be a torch.optim.Optimizer class; got {optimizer.__name__}."
+            "checkpoint cannot keep the order of the batches, which iterator_train__generator="
+            "None draws from torch's global generator; expected a torch.Generator, or nothing."
         )
-    if issubclass(optimizer, torch.optim.LBFGS):
-        raise ValueError(
-            "optimizer=LBFGS asks for the same batch several times a step, each time at the "
-            "price of a whole gradient estimate; expected an optimizer that takes one "
-            "gradient a step, such as torch.optim.SGD or torch.optim.Adam."
-        )
-    known = [*inspect.signature(optimizer).parameters, "param_groups"]  # these are skorch's
-    check_names(arguments, known, prefix="optimizer__", owner=optimizer.__name__)
-    if optimizer is torch.optim.SGD:
-        return {"momentum": MOMENTUM} | arguments
-    return arguments
-
-
-def _iterator_arguments(estimator: Any, root: torch.Generator) -> dict[str, Any]:
-    device, shuffler = main_device(estimator.device), torch.Generator().manual_seed(draw_seed(root))
-    defaults = {
-        "iterator_train__shuffle": True,
-        "iterator_train__generator": shuffler,
-        "iterator_train__device": device,
-        "iterator_valid__device": device,
-    }
-    known = list(inspect.signature(ArrayBatches).parameters)
-    given: dict[str, Any] = {}
-    for prefix in ("iterator_train", "iterator_valid"):
-        arguments = estimator._prefixed(prefix)
-        check_names(arguments, known, prefix=f"{prefix}__", owner="ArrayBatches")
-        given |= {f"{prefix}__{name}": value for name, value in arguments.items()}
-    return defaults | given
-
-
-def _log_arguments(estimator: Any) -> dict[str, Any]:
-    quiet = {} if estimator.verbose >= 2 else {"callbacks__print_log": None}
-    given = estimator._prefixed("callbacks").items()
-    return quiet | {f"callbacks__{name}": value for name, value in given}
+    return Checkpoint(estimator.checkpoint, backend)
 
 
 def _settings(estimator: Any, asking: Asking, reserved: int) -> StepSettings:
     pruning = estimator.pruning
     return StepSettings(
-        estimator=_strategy(estimator),
+        estimator=strategy_of(estimator),
         pruning=Pruning(pruning) if isinstance(pruning, str) else pruning,
         sparsity=estimator.sparsity,
         mask_interval=estimator.mask_interval,
@@ -236,33 +191,13 @@ def _check_pruning(pruning: Any, objective: Objective) -> None:
     """Refuse rules and layers that do not exist, before anything is asked."""
     if isinstance(pruning, Pruning):
         pruning.check()
-        _refuse_bad(RandomizedEstimator(1, distribution=pruning.distribution))
+        refuse_bad(RandomizedEstimator(1, distribution=pruning.distribution))
     elif pruning is not None:
         owner = f"The prunable part of {type(objective.module).__name__}"
         check_names(pruning, prunable(objective), prefix="", owner=owner)
         wrong = {name: ratio for name, ratio in pruning.items() if not 0 <= ratio <= 1}
         if wrong:
             raise ValueError(f"pruning has the ratios {wrong}; expected numbers in [0, 1].")
-
-
-def _strategy(estimator: Any) -> Any:
-    strategy = resolve_estimator(
-        estimator.gradient, estimator.smoothing, estimator.scheme, estimator.n_directions
-    )
-    _refuse_bad(strategy)
-    return strategy
-
-
-def _refuse_bad(strategy: Any) -> None:
-    """Let a strategy refuse its own parameters before anything is asked."""
-    strategy.queries(torch.arange(1), (1,), torch.Generator())
-
-
-def _lr(estimator: Any) -> float:
-    if estimator.lr is not None:
-        return estimator.lr
-    strategy = _strategy(estimator)
-    return estimator._default_lr["rge" if isinstance(strategy, RandomizedEstimator) else "cge"]
 
 
 def _batch_size(estimator: Any, n_samples: int) -> int:
@@ -280,14 +215,17 @@ def _tensors(
 
 
 def _split(
-    estimator: Any, data: TensorDataset, backend: Backend
+    estimator: Any, data: TensorDataset, backend: Backend, checkpoint: Checkpoint | None
 ) -> tuple[TensorDataset, TensorDataset]:
+    def draw() -> int:
+        return draw_seed(root_generator(estimator, backend)) % 2**32
+
     stratify = data.tensors[1].numpy() if is_classifier(estimator) else None
     indices = train_test_split(
         np.arange(len(data)),
         test_size=estimator.validation_fraction,
         stratify=stratify,
-        random_state=draw_seed(root_generator(estimator, backend)) % 2**32,
+        random_state=draw() if checkpoint is None else checkpoint.seed(draw),
     )
     training, validation = (TensorDataset(*data[torch.as_tensor(part)]) for part in indices)
     return training, validation
@@ -332,10 +270,24 @@ def _attached(net: ZONet, callbacks: Sequence[Callback]) -> Iterator[None]:
     try:
         yield
     finally:
-        net.callbacks_ = own
+        net.callbacks_, net.zo_resumption = own, None
         for callback in callbacks:
             if isinstance(callback, QueryProgress):
                 callback.close()
+
+
+@contextmanager
+def _kept(checkpoint: Checkpoint | None) -> Iterator[None]:
+    """Write the last whole step of a fit that an error ends, and let the error pass."""
+    try:
+        yield
+    except BaseException as error:
+        try:
+            if checkpoint is not None:
+                checkpoint.write()
+        except Exception as another:
+            error.add_note(f"Its last steps could not be written to a checkpoint: {another}")
+        raise
 
 
 def _store(estimator: Any, objective: Objective) -> None:

@@ -211,15 +211,7 @@ class TrainingStep:
         if not self._sparse:
             return torch.arange(parameters.size)
         if self.schedule is None:
-            settings = self.settings
-            self.schedule = CoordinateSchedule(
-                settings.pruning,  # type: ignore[arg-type]
-                settings.sparsity,
-                self._prunable,
-                settings.mask_interval,
-                self._scores,
-                self.generator,
-            )
+            self.schedule = make_schedule(self)
         chosen = self.schedule.coordinates(self.epoch)
         everything = {
             name: torch.arange(size)
@@ -239,6 +231,19 @@ class TrainingStep:
         return score_weights(
             kind, self.objective, self._batch, self._prunable, estimator, self.generator, self.ask
         )
+
+
+def make_schedule(step: TrainingStep, state: dict[str, Any] | None = None) -> CoordinateSchedule:
+    """Return the schedule of a step's coordinate sets: a new one, or one that goes on."""
+    return CoordinateSchedule(
+        step.settings.pruning,  # type: ignore[arg-type]
+        step.settings.sparsity,
+        step._prunable,
+        step.settings.mask_interval,
+        step._scores,
+        step.generator,
+        state,
+    )
 
 
 def _rule(settings: StepSettings) -> tuple[Any, ...]:
