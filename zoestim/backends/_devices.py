@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Generator, Sequence
 from concurrent.futures import ThreadPoolExecutor, as_completed
 from typing import Any, TypeVar
 
@@ -36,7 +36,7 @@ class DevicesBackend:
 
     def map(
         self, function: Answer[Any, Result], shared: Any, work: Sequence[float]
-    ) -> Iterator[tuple[list[int], Result]]:
+    ) -> Generator[tuple[list[int], Result], None, None]:
         """Give the share of each device; what is shared has a method `at` that moves it there."""
         shares = [share for share in equal_shares(work, len(self.devices)) if share]
         there = [shared.at(device) for device in self.devices]

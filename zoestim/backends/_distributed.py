@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Generator, Sequence
 from typing import Any, TypeVar
 
 import torch
@@ -31,7 +31,7 @@ class DistributedBackend:
 
     def map(
         self, function: Answer[Shared, Result], shared: Shared, work: Sequence[float]
-    ) -> Iterator[tuple[list[int], Result]]:
+    ) -> Generator[tuple[list[int], Result], None, None]:
         """Give the share of each rank, Eq. (5), the same to all of them."""
         group = _group()
         shares = equal_shares(work, group.get_world_size())

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import time
 import uuid
-from collections.abc import Callable, Iterator, Sequence
+import warnings
+from collections.abc import Callable, Generator, Sequence
 from typing import Any, TypeVar
 
 import cloudpickle
@@ -20,6 +21,7 @@ Result = TypeVar("Result")
 # A share that takes less costs more to send than it saves: a task of Dask takes 20 ms.
 SHORTEST = {"threading": 0.01, "loky": 0.05, "multiprocessing": 0.05}
 SHORTEST_ELSEWHERE = 0.4
+LOCAL = {*SHORTEST, "sequential"}
 DASK = "daskdistributed"
 # How many shares a worker gets at most where it is not known what a query takes.
 FIRST_SHARES = 12
@@ -57,7 +59,7 @@ class JoblibBackend:
 
     def map(
         self, function: Answer[Shared, Result], shared: Shared, work: Sequence[float]
-    ) -> Iterator[tuple[list[int], Result]]:
+    ) -> Generator[tuple[list[int], Result], None, None]:
         """Give shares as workers finish them.
 
         Raises
@@ -66,20 +68,23 @@ class JoblibBackend:
             If workers are processes and what they need cannot be pickled.
         """
         backend, n_jobs = self._active()
-        # Inside a worker of joblib all cores are taken: a grid search has them.
-        if n_jobs < 2 or backend.nesting_level:
+        # Inside a worker of joblib all cores are taken: a grid search has them. A cluster that
+        # has lost its workers gets others.
+        if backend.nesting_level or (n_jobs < 2 and _kind(backend) in LOCAL):
             yield from SerialBackend().map(function, shared, work)
             return
         # As long as nobody knows what a query takes, shares are few.
-        least = sum(work) / (FIRST_SHARES * n_jobs)
+        least = sum(work) / (FIRST_SHARES * max(1, n_jobs))
         if self._seconds:
             least = SHORTEST.get(_kind(backend), SHORTEST_ELSEWHERE) / self._seconds
-        shares = guided_shares(work, n_jobs, least)
+        shares = guided_shares(work, max(1, n_jobs), least)
         call: Callable[..., Any] = function
-        if len(shares) > 1 and not getattr(backend, "supports_sharedmem", False):
+        here = getattr(backend, "supports_sharedmem", False)
+        if not here:
             call, shared = _Remote(function), _sendable(shared)  # type: ignore[assignment]
         answers = (_timed(call, shared, tasks) for tasks in shares)
-        if len(shares) > 1:
+        # What may crash its process was meant for another one: that gets a single share too.
+        if len(shares) > 1 or not here:
             answers = self._parallel(backend, shared)(
                 joblib.delayed(_timed)(call, shared, tasks) for tasks in shares
             )
@@ -90,6 +95,11 @@ class JoblibBackend:
         except Exception:
             self.close()  # the next call starts with other workers
             raise
+        finally:
+            if hasattr(answers, "close"):
+                with warnings.catch_warnings():  # of answers that nobody waits for any more
+                    warnings.simplefilter("ignore", UserWarning)
+                    answers.close()
 
     def once(self, function: Callable[[], Result]) -> Result:
         """Call the function here: there is one process that asks."""
@@ -109,10 +119,9 @@ class JoblibBackend:
         if self._pool is not None:
             return self._pool
         in_turn = getattr(backend, "supports_return_generator", False)
-        # Else one worker would have what is shared, and the tasks would wait for that one.
-        everywhere = {"backend": "dask", "scatter": [shared]} if _kind(backend) == DASK else {}
+        given = {"backend": _dask(backend, shared)} if _kind(backend) == DASK else {}
         # Parallel(backend="dask") fails in joblib 1.6.
-        with self._configured(), joblib.parallel_config(**everywhere):
+        with self._configured(), joblib.parallel_config(**given):
             parallel = joblib.Parallel(
                 batch_size=1,
                 # A cluster may give one worker two shares before another has any.
@@ -143,6 +152,16 @@ class JoblibBackend:
         if work > 0:
             rate, old = seconds / work, self._seconds
             self._seconds = rate if old is None else (old + rate) / 2
+
+
+def _dask(backend: Any, shared: Any) -> Any:
+    """Return a backend of Dask for one call."""
+    # Else one worker would have what is shared, and the tasks would wait for that one.
+    found = type(backend)(scatter=[shared])
+    count = found.effective_n_jobs
+    # For one worker, the others being lost, joblib would run here what may kill a process.
+    found.effective_n_jobs = lambda n_jobs: max(2, count(n_jobs))
+    return found
 
 
 def _kind(backend: Any) -> str:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 import socket
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Generator, Sequence
 from typing import Protocol, TypeVar
 
 Shared = TypeVar("Shared")
@@ -30,8 +30,10 @@ class Backend(Protocol):
 
     def map(
         self, function: Answer[Shared, Result], shared: Shared, work: Sequence[float]
-    ) -> Iterator[tuple[list[int], Result]]:
+    ) -> Generator[tuple[list[int], Result], None, None]:
         """Give ``function(shared, tasks)`` for shares that hold each task once.
+
+        It is a generator: who needs no more answers closes it.
 
         Parameters
         ----------
@@ -74,7 +76,7 @@ class SerialBackend:
 
     def map(
         self, function: Answer[Shared, Result], shared: Shared, work: Sequence[float]
-    ) -> Iterator[tuple[list[int], Result]]:
+    ) -> Generator[tuple[list[int], Result], None, None]:
         """Give one share that holds all."""
         tasks = list(range(len(work)))
         yield tasks, function(shared, tasks)

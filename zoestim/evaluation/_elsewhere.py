@@ -80,15 +80,13 @@ def apart(program: Program) -> Program:
 
 def known_nodes(program: Program, done: Pass) -> dict[str, Known]:
     """Return what the nodes gave that ask black boxes."""
-    return {
-        node.name: Known(
-            done.values[node],
-            done.kept.get(node, {}),
-            {name: done.tensors[name] for name in program.tensors[node].values()},
-        )
-        for node in program.nodes
-        if program.boxes((node,))
-    }
+    known = {}
+    for node in program.nodes:
+        if program.boxes((node,)):
+            kept, names = done.kept.get(node, {}), program.tensors[node]
+            left = {names[local]: done.tensors[names[local]] for local in kept}
+            known[node.name] = Known(done.values[node], kept, left)
+    return known
 
 
 def _alias(module: nn.Module) -> nn.Module:

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
+import contextlib
 from collections.abc import Iterator
-from contextlib import contextmanager
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -118,7 +118,7 @@ def evaluate(
     return Evaluation(base.loss, losses, base.done.output, base.done.tensors, tuple(driver.records))
 
 
-@contextmanager
+@contextlib.contextmanager
 def unchanged_attributes(module: nn.Module) -> Iterator[None]:
     """Forget what forwards store of queries: a lane of a fold cannot even be pickled."""
     attributes = [(part, dict(vars(part))) for part in module.modules()]
@@ -229,9 +229,11 @@ class _Driver:
                 return
             answered = torch.isfinite(self.changes)
             work = [self.planner.work(round_.parts[k]) for k in todo]
+            shares = backend.map(answer, round_.of(todo, answered), work)
             try:
-                for _, answers in backend.map(answer, round_.of(todo, answered), work):
-                    self._take(answers)
+                with contextlib.closing(shares):
+                    for _, answers in shares:
+                        self._take(answers)
                 return
             except (QueryError, Unsendable):
                 raise
@@ -257,6 +259,9 @@ class _Driver:
 
     def _take(self, answers: Answers) -> None:
         self.changes[answers.positions] = answers.changes
+        journal = self.asking.journal
+        if journal is not None and journal.is_here and not answers.journalled:
+            journal.append(answers.positions, answers.changes)  # of a worker of another host
         self.records += answers.records
         for names, reason in answers.unfolded.items():
             self.planner.unfold(names, reason)

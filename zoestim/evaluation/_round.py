@@ -78,6 +78,8 @@ class Answers(NamedTuple):
         Which operations run one lane after the other, and why.
     failure : Failure or None
         The query that could not be answered, and with which the worker stopped.
+    journalled : bool
+        Whether the answers are in the journal already.
     """
 
     positions: Tensor
@@ -86,6 +88,7 @@ class Answers(NamedTuple):
     unfolded: dict[tuple[str, ...], str]
     slow: dict[str, str]
     failure: Failure | None
+    journalled: bool
 
 
 @dataclass(eq=False)
@@ -181,13 +184,25 @@ class Round:
         vars(other).update(vars(self), todo=todo, answered=answered)
         return other
 
-    def chunk(self, task: int) -> Chunk:
-        """Return the queries of a task, without those that a black box has answered."""
-        chunk = self.parts[self.todo[task]].chunk()
-        open_ = (~self.answered[chunk.positions]).nonzero().flatten().tolist()
-        if len(open_) == len(chunk) or not has_boxes(self.objective.module):
-            return chunk
-        return chunk.part(open_)
+    def chunk(self, task: int, answered: Tensor) -> Chunk | None:
+        """Return what is open of a task: of a box only the queries that it has not answered."""
+        part = self.parts[self.todo[task]]
+        open_ = (~answered[torch.cat(part.pieces)]).nonzero().flatten().tolist()
+        if not open_:
+            return None
+        chunk, boxed = part.chunk(), has_boxes(self.objective.module)
+        return chunk.part(open_) if boxed and len(open_) < len(chunk) else chunk
+
+    def found_in_journal(self, tasks: list[int]) -> tuple[Tensor, Tensor]:
+        """Return which queries of some tasks were answered by who was lost with them, and how."""
+        none = torch.zeros(0, dtype=torch.int64), torch.zeros(0, dtype=torch.float64)
+        found = self.journal.answers() if self.journal is not None and self.journal.is_here else {}
+        if not found:
+            return none
+        pieces = [piece for task in tasks for piece in self.parts[self.todo[task]].pieces]
+        known = [p for p in torch.cat(pieces).tolist() if p in found and not self.answered[p]]
+        changes = [found[position] for position in known]
+        return torch.tensor(known, dtype=torch.int64), torch.tensor(changes, dtype=torch.float64)
 
     def turn(self) -> contextlib.AbstractContextManager[Any]:
         """Wait for the global generators if queries draw from them: all threads share them."""
@@ -228,11 +243,15 @@ def answer(round_: Round, tasks: list[int]) -> Answers:
 
     It stops at the first query that fails for good, and brings back what it has.
     """
-    positions, changes, records = [], [], []
+    before = round_.found_in_journal(tasks)
+    answered = round_.answered.index_fill(0, before[0], True)
+    positions, changes, records = [before[0]], [before[1]], []
     found = None
     with one_thread(), torch.no_grad(), round_.turn(), round_.asker() as asker:
         for task in tasks:
-            chunk = round_.chunk(task)
+            chunk = round_.chunk(task, answered)
+            if chunk is None:
+                continue
             started, clock = time.time(), time.perf_counter()
             found = asker.answer(chunk, round_.objective.foldable[chunk.names])
             seconds = time.perf_counter() - clock
@@ -245,12 +264,18 @@ def answer(round_: Round, tasks: list[int]) -> Answers:
             records.append(Record(first, n, started, seconds, found.attempts, asker.worker))
             if found.failure is not None:
                 break
-    if not has_boxes(round_.objective.module):
+    if records and not has_boxes(round_.objective.module):
         records = _summed(records)  # nobody pays for the single one
     failure = found.failure.sendable() if found and found.failure else None
-    slow = dict(asker.losses.ways.slow)
+    journalled = round_.journal is not None and round_.journal.is_here
     return Answers(
-        torch.cat(positions), torch.cat(changes), tuple(records), asker.unfolded, slow, failure
+        torch.cat(positions),
+        torch.cat(changes),
+        tuple(records),
+        asker.unfolded,
+        dict(asker.losses.ways.slow),
+        failure,
+        journalled,
     )
 
 
