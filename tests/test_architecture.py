@@ -44,7 +44,16 @@ ALLOWED: dict[str, set[str]] = {
     "_regressor": {"_base", "evaluation"},
     "_load": {"_classifier", "backends", "_persistence", "_regressor", "evaluation", "training"},
 }
-OPTIONAL = ("matplotlib", "joblib", "PIL", "torch.distributed", "rich", "pandas", "ray")
+OPTIONAL = (
+    "matplotlib",
+    "joblib",
+    "PIL",
+    "torch.distributed",
+    "rich",
+    "pandas",
+    "ray",
+    "distributed",
+)
 SEEDING = {
     f"{generator}.{name}"
     for generator in ("torch", "torch.random", "torch.cuda", "np.random", "numpy.random", "random")

@@ -70,7 +70,7 @@ class JoblibBackend:
         backend, n_jobs = self._active()
         # Inside a worker of joblib all cores are taken: a grid search has them. A cluster that
         # has lost its workers gets others.
-        if backend.nesting_level or (n_jobs < 2 and _kind(backend) in LOCAL):
+        if _is_nested(backend) or (n_jobs < 2 and _kind(backend) in LOCAL):
             yield from SerialBackend().map(function, shared, work)
             return
         # As long as nobody knows what a query takes, shares are few.
@@ -152,6 +152,19 @@ class JoblibBackend:
         if work > 0:
             rate, old = seconds / work, self._seconds
             self._seconds = rate if old is None else (old + rate) / 2
+
+
+def _is_nested(backend: Any) -> bool:
+    """Return whether this code runs on a worker already."""
+    if _kind(backend) != DASK:
+        return bool(backend.nesting_level)
+    from distributed import get_worker
+
+    try:
+        get_worker()
+    except ValueError:
+        return False
+    return True
 
 
 def _dask(backend: Any, shared: Any) -> Any:
