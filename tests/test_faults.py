@@ -15,8 +15,8 @@ import pytest
 import torch
 from torch import nn
 
-import faulty
-from faulty import Faulty, Flaky
+from benchmarks.faults import faulty
+from benchmarks.faults.faulty import Faulty, Flaky
 from zoestim import BlackBox, QueryError, ZOClassifier
 from zoestim.backends import Backend, JoblibBackend, SerialBackend
 from zoestim.evaluation import Asking, Batch, BatchLoss, Evaluation, Journal, Objective, Patience
@@ -184,7 +184,7 @@ def test_a_call_of_many_sets_is_asked_again_for_those_that_failed():
 SCRIPT = """
 import sys
 import numpy as np
-from faulty import Faulty
+from benchmarks.faults.faulty import Faulty
 from zoestim import BlackBox, ZOClassifier
 
 folder, at, kind = sys.argv[1], int(sys.argv[2]), sys.argv[3]

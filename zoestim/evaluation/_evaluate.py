@@ -19,7 +19,7 @@ from zoestim.evaluation._journal import Journal
 from zoestim.evaluation._losses import Losses
 from zoestim.evaluation._objective import Batch, Objective
 from zoestim.evaluation._patience import Patience
-from zoestim.evaluation._plan import Part, make_groups
+from zoestim.evaluation._plan import Part, make_groups, make_parts
 from zoestim.evaluation._planner import Planner
 from zoestim.evaluation._program import Known, Pass, Program
 from zoestim.evaluation._query_error import Failure, QueryError
@@ -211,6 +211,7 @@ class _Driver:
             objective, self.batch, self.queries, sizes, base.known, random, base.loss, base.draws,
             asking.patience, asking.journal, here=self.asker,
         )  # fmt: skip
+        round_.parts = make_parts(groups, sizes)
         self._collect(round_)
         return self.changes
 

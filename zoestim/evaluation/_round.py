@@ -184,9 +184,11 @@ class Round:
         vars(other).update(vars(self), todo=todo, answered=answered)
         return other
 
-    def chunk(self, task: int, answered: Tensor) -> Chunk | None:
+    def chunk(self, task: int, answered: Tensor | None) -> Chunk | None:
         """Return what is open of a task: of a box only the queries that it has not answered."""
         part = self.parts[self.todo[task]]
+        if answered is None:
+            return part.chunk()
         open_ = (~answered[torch.cat(part.pieces)]).nonzero().flatten().tolist()
         if not open_:
             return None
@@ -244,7 +246,8 @@ def answer(round_: Round, tasks: list[int]) -> Answers:
     It stops at the first query that fails for good, and brings back what it has.
     """
     before = round_.found_in_journal(tasks)
-    answered = round_.answered.index_fill(0, before[0], True)
+    mask = round_.answered.index_fill(0, before[0], True)
+    answered = mask if bool(mask.any()) else None
     positions, changes, records = [before[0]], [before[1]], []
     found = None
     with one_thread(), torch.no_grad(), round_.turn(), round_.asker() as asker:
@@ -255,7 +258,7 @@ def answer(round_: Round, tasks: list[int]) -> Answers:
             started, clock = time.time(), time.perf_counter()
             found = asker.answer(chunk, round_.objective.foldable[chunk.names])
             seconds = time.perf_counter() - clock
-            there = torch.isfinite(found.changes)
+            there = slice(None) if found.failure is None else torch.isfinite(found.changes)
             positions.append(chunk.positions[there])
             changes.append(found.changes[there])
             if round_.journal is not None and round_.journal.is_here:

@@ -32,6 +32,7 @@ class Faulty:
         self.folder, self.fault, self.at, self.times = Path(folder), fault, at, times
 
     def __call__(self, params: np.ndarray, inputs: np.ndarray) -> np.ndarray:
+        """Return the outputs, or go wrong."""
         name = params.tobytes().hex()
         number = self._note("asked", name)
         if self.at <= number < self.at + self.times:
@@ -67,6 +68,7 @@ class Flaky(Faulty):
     """A linear model of which one call in twenty fails, each time in another way."""
 
     def __call__(self, params: np.ndarray, inputs: np.ndarray) -> np.ndarray:
+        """Return the outputs, or go wrong."""
         number = self._note("asked", params.tobytes().hex())
         if number % 20 == 7:
             raise OSError("the wire is cut")
