@@ -45,6 +45,11 @@ class Noisy(nn.Module):
         return self.layers(x)
 
 
+def scores(params: np.ndarray, inputs: np.ndarray) -> np.ndarray:
+    """Return the outputs of a black box."""
+    return np.round(inputs @ params, 3)
+
+
 SMALL = {"module__hidden": 4, "sparsity": 0.6, "n_pruning_queries": 5, "batch_size": 7}
 FEW = {"max_epochs": 6, "random_state": 0}
 RGE = {"gradient": "rge", "n_directions": 6, "optimizer": torch.optim.Adam, "lr": 0.01}
@@ -57,6 +62,12 @@ CASES: dict[str, tuple[type, dict[str, Any], Any]] = {
     "a set a batch": (ZOClassifier, {**SMALL, **FEW, "mask_interval": "batch"}, Y),
     "two targets": (ZORegressor, {**SMALL, **FEW}, TARGETS),
     "budget": (ZOClassifier, {**SMALL, **FEW, "max_epochs": 99, "max_queries": 700}, Y),
+    "a black box, journal": (
+        ZOClassifier,
+        {**FEW, "module": scores, "initial_params": np.zeros((3, 3)), "sparsity": 0}
+        | {"smoothing": 0.1, "batch_size": 9},
+        Y,
+    ),
     "float32": (ZOClassifier, {**SMALL, **FEW, "module": MLP, "precision": "float32"}, Y),
 }
 
@@ -64,7 +75,9 @@ CASES: dict[str, tuple[type, dict[str, Any], Any]] = {
 def fitted(name: str, checkpoint: Path | None = None) -> Any:
     """Return the fit of a case."""
     kind, params, y = CASES[name]
-    return kind(**params, checkpoint=checkpoint).fit(X, y)
+    journal = "journal" in name and checkpoint is not None
+    keep = {"checkpoint": checkpoint, "journal_queries": journal}
+    return kind(**params, **keep).fit(X, y)
 
 
 def outcome(model: Any) -> dict[str, Any]:
