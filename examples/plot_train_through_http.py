@@ -119,7 +119,8 @@ def serve(faults):
 @contextlib.contextmanager
 def server(faults):
     """Start the server; give its port."""
-    command = [sys.executable, __file__, "--serve", str(faults)]
+    here = serve.__code__.co_filename  # a gallery does not define __file__
+    command = [sys.executable, here, "--serve", str(faults)]
     pipes = {"stdin": subprocess.PIPE, "stdout": subprocess.PIPE}
     with subprocess.Popen(command, text=True, **pipes) as process:
         yield int(process.stdout.readline())
@@ -291,7 +292,7 @@ def plot(model):
 
 def main():
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[1])
-    parser.add_argument("--max-queries", type=int, default=1_400)
+    parser.add_argument("--max-queries", type=int, default=1_200)
     parser.add_argument("--faults", type=float, default=0.05)
     parser.add_argument("--no-plot", action="store_true")
     parser.add_argument("--serve", type=float, metavar="FAULTS", help="be the server")
