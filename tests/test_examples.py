@@ -12,8 +12,22 @@ from PIL import Image
 from benchmarks import defaults, resnet20_slice
 
 ROOT = Path(__file__).resolve().parents[1]
-TINY = {"demo.py": ["--max-queries", "1500", "--verbose", "0"]}
-PROMISED = {"demo.py": ["test accuracy", "zoestim, loss values only", "backprop", "max_queries"]}
+HTTP = "plot_train_through_http.py"
+TINY = {
+    "demo.py": ["--max-queries", "1500", "--verbose", "0"],
+    HTTP: ["--max-queries", "130", "--no-plot"],
+}
+PROMISED = {
+    "demo.py": ["test accuracy", "zoestim, loss values only", "backprop", "max_queries"],
+    HTTP: [
+        "test accuracy before 0.1",
+        "faulty server",
+        "queries of the fit: 128;",
+        "the same bits as through the sound server: True",
+        "QueryLog(124 queries by",
+        "asked again",
+    ],
+}
 EXAMPLES = sorted((ROOT / "examples").glob("*.py"))
 
 
@@ -23,6 +37,19 @@ def test_example_prints_its_table(example, monkeypatch, capsys):
     runpy.run_path(str(example), run_name="__main__")
     printed = capsys.readouterr().out
     assert [text for text in PROMISED[example.name] if text not in printed] == []
+
+
+def test_no_query_is_lost_by_a_server_that_fails(tmp_path):
+    example = runpy.run_path(str(ROOT / "examples" / HTTP))
+    data = example["digits"]()
+    model, faulty = example["train"](0.1, 330, tmp_path, data)
+    sound_model, sound = example["train"](0.0, 330, tmp_path, data)
+    assert faulty["failed"] > 0
+    assert faulty["distinct"] == sound["distinct"] == model.n_queries_ == 320
+    assert faulty["calls"] >= 320 + faulty["failed"] + faulty["hung"]  # all of them asked again
+    assert int(model.query_log_.rows["n_queries"].sum()) == 310  # and 10 at the parameters
+    assert faulty["accuracy"] > example["accuracy_before"](data) + 0.2
+    assert example["same_bits"](model, sound_model)
 
 
 def test_defaults_are_compared_and_written_with_versions(tmp_path, capsys):
