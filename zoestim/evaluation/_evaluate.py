@@ -11,7 +11,7 @@ import torch
 from torch import Tensor, nn
 from torch.utils import _pytree as pytree
 
-from zoestim.backends import Backend, SerialBackend, Unsendable
+from zoestim.backends import Backend, SerialBackend, Unsendable, worker_name
 from zoestim.evaluation._asker import Asker
 from zoestim.evaluation._cut import has_boxes
 from zoestim.evaluation._elsewhere import known_nodes
@@ -158,7 +158,9 @@ def _ask_base(objective: Objective, batch: Batch, asking: Asking) -> _Base:
             lambda: _base_pass(objective, batch), lambda base: base.loss - base.loss == 0
         )
         if reply.cause is not None:
-            raise reply.cause
+            failure = Failure(-1, None, reply.cause, reply.attempts, worker_name())
+            text = failure.describe("the current parameters", batch.label)
+            raise QueryError(text) from reply.cause
         _refuse_nonfinite_base(reply.value, batch)
         kept.append(reply.value)
         if journal is not None:
@@ -228,11 +230,10 @@ class _Driver:
             todo = [k for k, part in enumerate(round_.parts) if self._is_open(part)]
             if not todo:
                 return
-            answered = torch.isfinite(self.changes)
-            work = [self.planner.work(round_.parts[k]) for k in todo]
-            shares = backend.map(answer, round_.of(todo, answered), work)
+            own = round_.of(todo, torch.isfinite(self.changes))
+            shares = backend.map(answer, own, [self.planner.work(round_.parts[k]) for k in todo])
             try:
-                with contextlib.closing(shares):
+                with contextlib.closing(shares), own.stopping():
                     for _, answers in shares:
                         self._take(answers)
                 return

@@ -139,6 +139,7 @@ class Round:
         self._given: Losses | None = None if self.here is None else self.here.given
         self._owner = threading.get_ident()
         self._lending = threading.Lock()
+        self.stopped = threading.Event()  # nobody waits for the answers any more
         self._idle: list[Asker] = []
         self._numbers = count(1)
 
@@ -181,8 +182,16 @@ class Round:
     def of(self, todo: Sequence[int], answered: Tensor) -> Round:
         """Return the round whose tasks are some of the parts, and the queries that are none."""
         other = Round.__new__(Round)
-        vars(other).update(vars(self), todo=todo, answered=answered)
+        vars(other).update(vars(self), todo=todo, answered=answered, stopped=threading.Event())
         return other
+
+    @contextlib.contextmanager
+    def stopping(self) -> Iterator[None]:
+        """Let threads ask nothing more once it is left, by an error above all."""
+        try:
+            yield
+        finally:
+            self.stopped.set()
 
     def chunk(self, task: int, answered: Tensor | None) -> Chunk | None:
         """Return what is open of a task: of a box only the queries that it has not answered."""
@@ -253,6 +262,8 @@ def answer(round_: Round, tasks: list[int]) -> Answers:
     with one_thread(), torch.no_grad(), round_.turn(), round_.asker() as asker:
         for task in tasks:
             chunk = round_.chunk(task, answered)
+            if round_.stopped.is_set():
+                break
             if chunk is None:
                 continue
             started, clock = time.time(), time.perf_counter()
