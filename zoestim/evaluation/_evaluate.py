@@ -157,6 +157,8 @@ def _ask_base(objective: Objective, batch: Batch, asking: Asking) -> _Base:
         reply = asking.patience.ask(
             lambda: _base_pass(objective, batch), lambda base: base.loss - base.loss == 0
         )
+        if isinstance(reply.cause, ValueError | TypeError):
+            raise reply.cause  # of outputs or targets that cannot be used, which says what to do
         if reply.cause is not None:
             failure = Failure(-1, None, reply.cause, reply.attempts, worker_name())
             text = failure.describe("the current parameters", batch.label)
