@@ -107,10 +107,11 @@ def evaluate(
     QueryError
         If a query fails, or its loss is NaN or infinite, as often as it is asked.
     """
-    asking = asking or Asking()
-    with one_thread(), torch.no_grad(), unchanged_generators(batch.X.device):
-        if random is not None:
-            random.restore()
+    asking, device = asking or Asking(), batch.X.device
+    with one_thread(), torch.no_grad(), unchanged_generators(device):
+        if random is None:
+            random = asking.backend.once(lambda: RandomState.current(device)).on(device)
+        random.restore()
         base = _ask_base(objective, batch, asking)
         driver = _Driver(objective, batch, queries, asking, base)
         with unchanged_attributes(objective.module):
@@ -166,7 +167,10 @@ def _ask_base(objective: Objective, batch: Batch, asking: Asking) -> _Base:
         return reply.value.loss, reply.value.known
 
     loss, known = asking.backend.once(ask)
-    return kept[0] if kept else _base_pass(objective, batch, known, loss)
+    if kept:
+        return kept[0]
+    known = pytree.tree_map_only(Tensor, lambda value: value.to(batch.X.device), known)
+    return _base_pass(objective, batch, known, loss)
 
 
 def _base_pass(
@@ -203,8 +207,10 @@ class _Driver:
         objective, base, asking = self.objective, self.base, self.asking
         self._read_journal()
         groups = make_groups(self.queries, objective.parameters, objective.theta())
-        sizes = [self.planner.size(group) for group in groups]
-        for positions, changes in self.planner.answered:
+        planned = [self.planner.size(group) for group in groups], self.planner.answered
+        # What fits may differ where processes have memory of their own.
+        sizes, answered = asking.backend.once(lambda: planned)
+        for positions, changes in answered:
             self.changes[positions] = changes
         random = {node.name: state for node, state in base.done.random.items()}
         round_ = Round(
@@ -257,6 +263,9 @@ class _Driver:
 
     def _take(self, answers: Answers) -> None:
         self.changes[answers.positions] = answers.changes
+        journal, rank = self.asking.journal, getattr(self.asking.backend, "rank", 0)
+        if journal is not None and rank == 0 and not answers.kept:  # of another host
+            journal.append(answers.positions, answers.changes)
         self.records += answers.records
         for names, reason in answers.unfolded.items():
             self.planner.unfold(names, reason)

@@ -27,6 +27,7 @@ from zoestim.evaluation._plan import Chunk, FoldSize, Part, make_groups, make_pa
 from zoestim.evaluation._program import Known
 from zoestim.evaluation._query_error import Failure
 from zoestim.evaluation._random import RandomState, unchanged_generators
+from zoestim.evaluation._state_hash import hash_of
 from zoestim.evaluation._threads import one_thread
 from zoestim.gradients import Queries
 
@@ -78,6 +79,8 @@ class Answers(NamedTuple):
         Which operations run one lane after the other, and why.
     failure : Failure or None
         The query that could not be answered, and with which the worker stopped.
+    kept : bool
+        Whether the worker has written the answers to the journal.
     """
 
     positions: Tensor
@@ -86,6 +89,7 @@ class Answers(NamedTuple):
     unfolded: dict[tuple[str, ...], str]
     slow: dict[str, str]
     failure: Failure | None
+    kept: bool = False
 
 
 @dataclass(eq=False)
@@ -181,6 +185,14 @@ class Round:
         vars(other).update(vars(self), todo=todo, answered=answered)
         return other
 
+    def digest(self) -> str:
+        """Return a text that is the same wherever the same is asked of the same."""
+        module, batch = self.objective.module, self.batch
+        tensors = [*module.parameters(), *module.buffers()]
+        return hash_of(
+            [tensors, batch.X, batch.y, batch.weight, vars(self.queries), self.base_loss]
+        )
+
     def chunk(self, task: int) -> Chunk:
         """Return the queries of a task, without those that a black box has answered."""
         chunk = self.parts[self.todo[task]].chunk()
@@ -229,7 +241,8 @@ def answer(round_: Round, tasks: list[int]) -> Answers:
     It stops at the first query that fails for good, and brings back what it has.
     """
     positions, changes, records = [], [], []
-    found = None
+    journal, found = round_.journal, None
+    kept = journal is not None and journal.is_here
     with one_thread(), torch.no_grad(), round_.turn(), round_.asker() as asker:
         for task in tasks:
             chunk = round_.chunk(task)
@@ -239,8 +252,8 @@ def answer(round_: Round, tasks: list[int]) -> Answers:
             there = torch.isfinite(found.changes)
             positions.append(chunk.positions[there])
             changes.append(found.changes[there])
-            if round_.journal is not None and round_.journal.is_here:
-                round_.journal.append(positions[-1], changes[-1])
+            if journal is not None and kept:
+                journal.append(positions[-1], changes[-1])
             first, n = int(chunk.positions[0]), len(chunk)
             records.append(Record(first, n, started, seconds, found.attempts, asker.worker))
             if found.failure is not None:
@@ -250,8 +263,9 @@ def answer(round_: Round, tasks: list[int]) -> Answers:
     failure = found.failure.sendable() if found and found.failure else None
     slow = dict(asker.losses.ways.slow)
     return Answers(
-        torch.cat(positions), torch.cat(changes), tuple(records), asker.unfolded, slow, failure
-    )
+        torch.cat(positions), torch.cat(changes), tuple(records), asker.unfolded, slow, failure,
+        kept,
+    )  # fmt: skip
 
 
 def _summed(records: list[Record]) -> list[Record]:
