@@ -229,9 +229,10 @@ class _Driver:
     def _collect(self, round_: Round) -> None:
         """Have answered what is not, and again what a worker had that was lost."""
         backend, retries = self.asking.backend, self.asking.patience.max_retries
+        alone = not hasattr(backend, "same")  # ranks find out in any case if they ask the same
         for lost in range(retries + 1):
             todo = [k for k, part in enumerate(round_.parts) if self._is_open(part)]
-            if not todo:
+            if not todo and alone:
                 return
             answered = torch.isfinite(self.changes)
             work = [self.planner.work(round_.parts[k]) for k in todo]
