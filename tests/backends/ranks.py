@@ -21,7 +21,6 @@ from zoestim import BlackBox, ZOClassifier, estimate_gradient
 from zoestim.backends import DistributedBackend
 from zoestim.training import _checkpoint
 
-RANK = int(os.environ.get("RANK", "0"))
 DRAWS = np.random.default_rng(0)
 X, Y = DRAWS.normal(size=(40, 3)), np.arange(40) % 3
 LOSS = nn.CrossEntropyLoss()
@@ -29,6 +28,10 @@ NOISY = {"module": Noisy, "batch_size": 11, "max_epochs": 3, "early_stopping": T
 NOISY |= {"sparsity": 0.5, "n_pruning_queries": 4, "validation_fraction": 0.25}
 BOXED = {"initial_params": np.zeros((3, 3)), "batch_size": 15, "max_epochs": 3, "random_state": 0}
 BOXED |= {"early_stopping": True, "validation_fraction": 0.25, "sparsity": 0.0}
+
+
+def rank() -> int:
+    return int(os.environ.get("RANK", "0"))
 
 
 class Counted:
@@ -40,7 +43,7 @@ class Counted:
     def __call__(self, params: np.ndarray, inputs: np.ndarray) -> np.ndarray:
         asked = hashlib.sha256(params.tobytes() + inputs.tobytes()).hexdigest()
         with self.path.open("a") as file:
-            file.write(f"{asked} {RANK}\n")
+            file.write(f"{asked} {rank()}\n")
         time.sleep(self.seconds)
         return inputs @ params
 
@@ -53,7 +56,7 @@ class Fails:
 
     def __call__(self, params: np.ndarray, inputs: np.ndarray) -> np.ndarray:
         self.calls += 1
-        if self.rank == RANK and self.calls > self.first:
+        if self.rank == rank() and self.calls > self.first:
             raise self.error
         return inputs @ params
 
@@ -70,7 +73,7 @@ class Meddles(Callback):
 
     def on_epoch_end(self, net, **kwargs):
         with torch.no_grad():
-            next(net.module_.parameters()).add_(RANK)
+            next(net.module_.parameters()).add_(rank())
 
 
 def noisy() -> nn.Module:
@@ -109,8 +112,8 @@ def error_of(call: Callable[[], Any]) -> str:
 def equal(folder: Path) -> dict[str, Any]:
     """Return what has to be the same on all ranks, and but for what is drawn in one process."""
     return {
-        "gradient": gradient("distributed", RANK),
-        "directions": gradient("distributed", RANK, method="rge", n_directions=9),
+        "gradient": gradient("distributed", rank()),
+        "directions": gradient("distributed", rank(), method="rge", n_directions=9),
         "fit": fit("distributed", 0),
         "drawn": fit("distributed", None),
         "boxed": boxed("distributed", Counted(folder / "calls")),
@@ -119,7 +122,7 @@ def equal(folder: Path) -> dict[str, Any]:
 
 def unequal(folder: Path) -> dict[str, str]:
     """Return what ranks raise that differ or fail; all of them go on."""
-    y, n = (Y[::-1].copy() if RANK == 1 else Y), (30 if RANK == 1 else 40)
+    y, n = (Y[::-1].copy() if rank() == 1 else Y), (30 if rank() == 1 else 40)
     estimate = {"backend": "distributed", "max_retries": 0}
     backend, data = DistributedBackend(), (LOSS, X, Y)
     cut, sent = OSError("the wire is cut"), Strange("strange", threading.Lock())
@@ -135,7 +138,7 @@ def unequal(folder: Path) -> dict[str, str]:
         "samples": error_of(lambda: ZOClassifier(backend="distributed").fit(X[:n], Y[:n])),
         "state": error_of(meddle),
         "program": error_of(
-            lambda: backend.same(1) if RANK else estimate_gradient(noisy(), *data, **estimate)
+            lambda: backend.same(1) if rank() else estimate_gradient(noisy(), *data, **estimate)
         ),
         "query": error_of(lambda: estimate_gradient(box(cut, 1), *data, **estimate)),
         "base": error_of(lambda: estimate_gradient(box(cut, 0), *data, **estimate)),
@@ -155,7 +158,7 @@ def killed(folder: Path) -> dict[str, Any]:
 
     def told(*content: Any) -> None:
         with (folder / "writers").open("a") as file:
-            file.write(f"{RANK}\n")
+            file.write(f"{rank()}\n")
         replace(*content)
 
     _checkpoint._replace = told
@@ -167,7 +170,7 @@ def lost(folder: Path) -> str:
     """Lose a rank in the midst of its queries."""
 
     def box(params: np.ndarray, inputs: np.ndarray) -> np.ndarray:
-        if RANK == 1:
+        if rank() == 1:
             os._exit(9)
         return inputs @ params
 
@@ -181,12 +184,16 @@ def lost(folder: Path) -> str:
 def main(scenario: str, folder: Path) -> None:
     warnings.simplefilter("ignore")  # of libraries at their start
     torch.set_num_threads(1)
-    if "STORE" in os.environ:  # not by torchrun, which ends all ranks when one is lost
-        size = int(os.environ["WORLD_SIZE"])
-        where = f"file://{os.environ['STORE']}"
-        torch.distributed.init_process_group("gloo", where, rank=RANK, world_size=size)
     found = globals()[scenario](folder)
-    (folder / f"rank{RANK}").write_bytes(pickle.dumps(found))
+    (folder / f"rank{rank()}").write_bytes(pickle.dumps(found))
+
+
+def unwatched(number: int, size: int, store: Path, scenario: str, folder: Path) -> None:
+    """Be a rank that torchrun has not started, and does not end when another is lost."""
+    os.environ["RANK"] = str(number)
+    where = f"file://{store}"
+    torch.distributed.init_process_group("gloo", where, rank=number, world_size=size)
+    main(scenario, folder)
 
 
 if __name__ == "__main__":
