@@ -1,11 +1,12 @@
 """What more ranks would save, modelled from one device: ``python -m benchmarks.speed.ranks``.
 
-On one device, a step is measured fold by fold. Then, for n ranks,
+On one device, a step is measured fold by fold; of a large one, folds of each parameter that hold
+`--n-coordinates` in all, and the others take as long for their work. Then, for n ranks,
 
     step s = largest share s + base pass s + gather s
 
 - largest share: the folds of the step, shared out by their work as ``backend="distributed"`` does
-  (Eq. 5), each at its measured time. Imbalance is the largest share over the mean one;
+  (Eq. 5), each at its time. Imbalance is the largest share over the mean one;
 - base pass: all of a step but its folds (the pass at the parameters, the plan, the differences),
   which every rank repeats;
 - gather: three exchanges of objects a step (two of the plan, one of the answers), as
@@ -18,17 +19,19 @@ On one device, a step is measured fold by fold. Then, for n ranks,
 
 The model leaves out that ranks may slow each other down, as processes that share the memory of
 one machine do. Below the table it stands beside what gloo processes took on this machine, with a
-thread each: a gather of the step's answers, and with two processes on a CPU the step itself.
+thread each: a gather of answers, and with two processes on a CPU a whole step, of
+`--n-coordinates` coordinates.
 """
 
 import argparse
+import contextlib
 import json
 import math
-import pickle
 import statistics
 import tempfile
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections import defaultdict
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -42,6 +45,7 @@ from zoestim.evaluation import Asking, Batch, BatchLoss, Objective, RandomState,
 from zoestim.gradients import CoordinateEstimator
 
 EXCHANGES = 3
+BYTES = 16  # of an answer: its position and its number
 RANKS = (1, 2, 4, 8, 16, 32, 64)
 # What is sent to measure the bandwidth, and how often something is sent to measure its time.
 MANY_BYTES = 2**22
@@ -75,9 +79,14 @@ class Step:
         device, found = str(self.batch.X.device), []
         for _ in range(repeats + 2):
             began = now(device)
-            self()
+            with contextlib.suppress(Enough):
+                self()
             found.append(now(device) - began)
         return found[2:]
+
+
+class Enough(Exception):
+    """As many folds were timed as were to be."""
 
 
 class Watched(SerialBackend):
@@ -87,26 +96,45 @@ class Watched(SerialBackend):
     ----------
     device : str
         Where the work is done.
+    n_timed : int
+        About how many queries the folds hold that are timed; 0 for all.
     """
 
-    def __init__(self, device: str):
-        self.device = device
+    def __init__(self, device: str, n_timed: int = 0):
+        self.device, self.n_timed = device, n_timed
+        self.parts: list[tuple[str, ...]] = []  # what each fold perturbs
         self.work: list[float] = []
-        self.seconds: list[list[float]] = []  # of each fold, a list for each step
-        self.nbytes = 0.0
+        self.seconds: list[dict[int, float]] = []  # of folds, for each step
 
     def map(
         self, function: Callable[..., Any], shared: Any, work: Sequence[float]
     ) -> Iterator[tuple[list[int], Any]]:
         """Give a share for each task."""
-        self.work, seconds, self.nbytes = list(work), [], 0.0
+        parts, seconds = [shared.parts[k] for k in shared.todo], {}
+        self.work, self.parts = list(work), [part.group.names for part in parts]
         self.seconds.append(seconds)
-        for task in range(len(work)):
-            began = now(self.device)
-            result = function(shared, [task])
-            seconds.append(now(self.device) - began)
-            self.nbytes += sum(t.nbytes for t in result if isinstance(t, torch.Tensor))
-            yield [task], result
+        each = max(1, sum(map(len, parts)) // self.n_timed) if self.n_timed else 1
+        for names in dict.fromkeys(self.parts):
+            tasks = [task for task, other in enumerate(self.parts) if other == names]
+            for task in tasks[::each]:
+                began = now(self.device)
+                result = function(shared, [task])
+                seconds[task] = now(self.device) - began
+                yield [task], result
+        if len(seconds) < len(work):
+            raise Enough
+
+    def folds(self, runs: Sequence[Mapping[int, float]]) -> list[float]:
+        """Return what each fold takes; one that was not timed as long for its work as others."""
+        timed = {task: statistics.median(run[task] for run in runs) for task in runs[-1]}
+        work: dict[tuple[str, ...], float] = defaultdict(float)
+        took: dict[tuple[str, ...], float] = defaultdict(float)
+        for task, seconds in timed.items():
+            work[self.parts[task]] += self.work[task]
+            took[self.parts[task]] += seconds
+        rates = {names: took[names] / work[names] for names in work}
+        named = zip(self.work, self.parts, strict=True)
+        return [timed.get(k, rates[names] * amount) for k, (amount, names) in enumerate(named)]
 
 
 def summary(runs: Sequence[float]) -> dict[str, Any]:
@@ -114,18 +142,18 @@ def summary(runs: Sequence[float]) -> dict[str, Any]:
     return {"runs": list(runs), "median": statistics.median(runs)}
 
 
-def measured(problem: Problem, options: argparse.Namespace) -> dict[str, Any]:
+def measured(problem: Problem, n_timed: int, options: argparse.Namespace) -> dict[str, Any]:
     """Return what a step takes on one device: its folds, and the rest."""
-    backend = Watched(options.device)
+    backend = Watched(options.device, n_timed)
     whole = Step(problem, backend).seconds(options.repeats)
-    folds = backend.seconds[-len(whole) :]
-    rest = [all_ - sum(run) for all_, run in zip(whole, folds, strict=True)]
+    runs = backend.seconds[-len(whole) :]  # the first step may prove all of its folds instead
+    pairs = zip(whole, runs, strict=True)
     return {
-        "step": summary(whole),
-        "base pass": summary(rest),
-        "folds": [statistics.median(runs) for runs in zip(*folds, strict=True)],
+        "base pass": summary([seconds - sum(run.values()) for seconds, run in pairs]),
+        "timed": len(runs[-1]),
+        "folds": backend.folds(runs),
         "work": backend.work,
-        "bytes": backend.nbytes,
+        "bytes": BYTES * problem.n_coordinates,
     }
 
 
@@ -169,6 +197,9 @@ def rank(number: int, size: int, folder: str, nbytes: int, repeats: int) -> None
     path = Path(folder) / "problem"
     if size == 2 and path.exists():
         problem = torch.load(path, weights_only=False)
+        if number == 0:  # the other one waits
+            found["alone"] = summary(Step(problem, SerialBackend()).seconds(repeats))
+        distributed.barrier()
         found["step"] = summary(Step(problem, DistributedBackend()).seconds(repeats))
     if number == 0:
         (Path(folder) / f"found{size}").write_text(json.dumps(found))
@@ -220,7 +251,7 @@ def beside(
         rows[-1]["modelled"] = 1000 * expected
         if "step" in seconds:
             row, took = modelled(figures, size, latency, bandwidth), seconds["step"]["median"]
-            alone = figures["step"]["median"]
+            alone = seconds["alone"]["median"]
             rows += [
                 {"processes": size, "what": what, "measured": a, "modelled": b}
                 for what, a, b in (
@@ -235,7 +266,7 @@ def main(arguments: Sequence[str] | None = None) -> list[dict[str, Any]]:
     """Print both tables and return the rows of the first."""
     parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
     parser.add_argument("--case", choices=CASES, default="resnet90")
-    parser.add_argument("--n-coordinates", type=int, default=0, help="of the step; 0 for all")
+    parser.add_argument("--n-coordinates", type=int, default=1_000, help="timed; 0 for all")
     parser.add_argument(
         "--processes", type=int, nargs="+", default=[2, 4], help="gloo processes; 2 among them"
     )
@@ -249,22 +280,24 @@ def main(arguments: Sequence[str] | None = None) -> list[dict[str, Any]]:
 
     start(options)
     case = load_case(options.case, options)
-    problem = case.sample(options.n_coordinates, options.seed)
-    print(f"{case.name}: {problem.n_coordinates:,} coordinates, batch {len(case.X)}; {case.data}")
-    figures = measured(problem, options)
-    nbytes = len(pickle.dumps(bytes(int(figures["bytes"]))))
-    found = {size: together(problem, size, nbytes, options) for size in options.processes}
+    print(f"{case.name}: {case.n_coordinates:,} coordinates, batch {len(case.X)}; {case.data}")
+    figures = measured(case, options.n_coordinates, options)
+    sample = case.sample(options.n_coordinates, options.seed)
+    few = figures if sample is case else measured(sample, 0, options)
+    sizes = options.processes
+    found = {size: together(sample, size, few["bytes"], options) for size in sizes}
     latency, bandwidth = network(options, found[2])
     print(
-        f"{len(figures['folds'])} folds, {figures['bytes'] / 1024:.4g} KiB of answers; an exchange "
-        f"takes {1000 * latency:.3g} ms * log2(ranks) and a second for {bandwidth / 1e6:.4g} MB"
+        f"{len(figures['folds'])} folds, {figures['timed']} of them timed; an exchange takes "
+        f"{1000 * latency:.3g} ms * log2(ranks), and a second for {bandwidth / 1e6:.4g} MB"
     )
     rows = [modelled(figures, ranks, latency, bandwidth) for ranks in RANKS]
     print_table(rows)
-    print("\ngloo processes on this machine, one thread each")
-    compared = beside(figures, found, latency, bandwidth)
+    print(f"\n{sample.n_coordinates:,} coordinates by gloo processes, one thread each")
+    compared = beside(few, found, latency, bandwidth)
     print_table(compared)
-    content = {"case": case.name, "data": case.data, "rows": rows, "measured": figures}
+    content = {"case": case.name, "data": case.data, "rows": rows}
+    content |= {"measured": figures, "measured few": few}
     write_json(options, {**content, "processes": found, "compared": compared})
     return rows
 
