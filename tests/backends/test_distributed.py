@@ -13,10 +13,15 @@ from multiprocessing.process import BaseProcess
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
+import torch
 
 from backends import ranks
 from benchmarks.faults.kill import same
+from zoestim import BlackBox
+from zoestim.evaluation import Asking, Batch, Journal, Objective, evaluate
+from zoestim.gradients import CoordinateEstimator
 
 ROOT = Path(__file__).resolve().parents[2]
 SCRIPT = Path(ranks.__file__)
@@ -163,3 +168,14 @@ def test_a_fit_whose_ranks_were_killed_goes_on_to_the_same_bits(tmp_path):
     assert n_calls <= len(lines(tmp_path / "calls")) <= n_calls + 2
     assert set(lines(tmp_path / "writers")) == {"0"}
     assert not (tmp_path / "fit.journal").exists()
+
+
+def test_answers_of_another_host_are_written_by_who_asks(tmp_path):
+    box = BlackBox(lambda params, inputs: inputs @ params, np.zeros((3, 3)))
+    objective, indices = Objective(box, ranks.LOSS), torch.arange(9)
+    batch = Batch(torch.as_tensor(ranks.X), torch.as_tensor(ranks.Y))
+    journal = Journal(tmp_path / "journal", host="elsewhere")
+    queries = CoordinateEstimator().queries(indices, (9,), torch.Generator())
+    found = evaluate(objective, batch, queries, asking=Asking(journal=journal))
+    kept = journal.answers()
+    assert [found.base_loss + kept[position] for position in range(9)] == found.losses.tolist()
