@@ -9,7 +9,7 @@ import pytest
 import torch
 
 from benchmarks import precision
-from benchmarks.speed import gradient, measure, memory, reuse, scaling, stages
+from benchmarks.speed import gradient, measure, memory, ranks, reuse, scaling, stages
 from benchmarks.speed.problems import built, load_case, mlp_problem
 from benchmarks.speed.rivals import AuthorsWorker, Kept, Vmapped, double_loop, loop, zoestim
 
@@ -23,6 +23,7 @@ SCRIPTS = {
     ),
     "stages": (stages, [*FEW, "--case", "mlp", "--n-loop", "3"]),
     "reuse": (reuse, [*FEW, "--depth", "8", "--every", "3"]),
+    "ranks": (ranks, ["--n-coordinates", "600", "--case", "mlp", "--processes", "2"]),
     "scaling": (scaling, [*FEW, "--series", "mlp-width", "--points", "2"]),
 }
 
@@ -102,6 +103,18 @@ def test_resnet_keeps_the_ratios_that_it_scored(tmp_path):
     assert len(json.loads(given.ratios.read_text())) == 1
     again = load_case("resnet99", given)
     assert all(torch.equal(again.coordinates[k], v) for k, v in first.coordinates.items())
+
+
+def test_ranks_share_folds_and_repeat_the_rest():
+    figures = {"folds": [1.0] * 8, "work": [3.0] * 8, "base pass": {"median": 2.0}, "bytes": 60}
+    alone = ranks.modelled(figures, 1, latency=0.1, bandwidth=100)
+    assert alone["step s"] == 10
+    assert alone["efficiency %"] == 100
+    four = ranks.modelled(figures, 4, latency=0.1, bandwidth=100)
+    assert four["gather s"] == pytest.approx(3 * 0.1 * 2 + 0.6)
+    assert four["step s"] == pytest.approx(2 + 2 + 1.2)
+    uneven = ranks.modelled(figures, 3, latency=0, bandwidth=100)
+    assert uneven["imbalance"] == pytest.approx(3 / (8 / 3))
 
 
 def test_redrawn_set_has_as_many_of_each_layer():

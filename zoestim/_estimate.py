@@ -19,7 +19,7 @@ from zoestim.evaluation import (
     RandomState,
     draw_seed,
     evaluate_mean,
-    private_generator,
+    shared_generator,
 )
 from zoestim.gradients import (
     N_DIRECTIONS,
@@ -175,11 +175,11 @@ def estimate_gradient(
     estimator = resolve_estimator(method, smoothing, scheme, n_directions, "method")
     parameters, device = asked.objective.parameters, asked.batch.X.device
     flat = flat_coordinates(coordinates, parameters)
-    generator = private_generator(random_state)
-    queries = estimator.queries(flat, parameters.segments(flat), generator)
-    repeats = [RandomState.seeded(draw_seed(generator), device) for _ in range(n_repeats - 1)]
     asking = Asking(resolve_backend(n_jobs, backend), Patience(query_timeout, max_retries))
     try:
+        generator = shared_generator(random_state, asking.backend)
+        queries = estimator.queries(flat, parameters.segments(flat), generator)
+        repeats = [RandomState.seeded(draw_seed(generator), device) for _ in range(n_repeats - 1)]
         found = evaluate_mean(asked.objective, asked.batch, queries, [None, *repeats], asking)
     finally:
         if asking.backend is not backend:

@@ -2,24 +2,50 @@
 
 from __future__ import annotations
 
+import pickle
 from collections.abc import Callable, Generator, Sequence
-from typing import Any, TypeVar
-
-import torch
+from datetime import timedelta
+from functools import cache
+from typing import Any, NamedTuple, TypeVar
 
 from zoestim.backends._serial import Answer
 from zoestim.backends._shares import equal_shares
 
 Shared = TypeVar("Shared")
 Result = TypeVar("Result")
+# How long a rank waits for the others, whose share may be a day of simulations. A process that
+# ends is noticed at once; who wants another limit makes a gloo group of one's own.
+PATIENCE = timedelta(days=7)
+
+
+class Message(NamedTuple):
+    """What a rank tells all others.
+
+    Parameters
+    ----------
+    kind : str
+        What it is doing: all ranks have to do the same.
+    about : Any
+        What it does it with: all ranks have to have the same.
+    value : Any
+        What it found out.
+    error : Exception or None
+        What it could not do.
+    """
+
+    kind: str
+    about: Any = None
+    value: Any = None
+    error: Exception | None = None
 
 
 class DistributedBackend:
     """Each rank runs the same program and answers its share; all of them know all answers.
 
     Start it with ``torchrun``. Where no process group is there, one is made from the
-    environment that ``torchrun`` sets: NCCL where each rank has a GPU, gloo elsewhere. What is
-    gathered are scalars; every rank then takes the same step.
+    environment that ``torchrun`` sets. What is gathered are scalars, which go by gloo also where
+    ranks compute on GPUs; every rank then takes the same step. A rank that computes on a GPU
+    names its own, as ``device=f"cuda:{os.environ['LOCAL_RANK']}"``.
 
     Examples
     --------
@@ -32,47 +58,109 @@ class DistributedBackend:
     def map(
         self, function: Answer[Shared, Result], shared: Shared, work: Sequence[float]
     ) -> Generator[tuple[list[int], Result], None, None]:
-        """Give the share of each rank, Eq. (5), the same to all of them."""
-        group = _group()
-        shares = equal_shares(work, group.get_world_size())
-        own = shares[group.get_rank()]
-        results: list[Any] = [None] * len(shares)
-        group.all_gather_object(results, function(shared, own) if own else None)
-        for tasks, result in zip(shares, results, strict=True):
+        """Give the share of each rank, Eq. (5), the same to all of them.
+
+        What is shared may have a method `digest`: ranks for which it differs refuse to go on.
+
+        Raises
+        ------
+        RuntimeError
+            If a rank was lost, or ranks ask different things.
+        """
+        _, _, rank, size = _group()
+        shares = equal_shares(work, size)
+        digest = getattr(shared, "digest", str)()
+        told = Message("answers queries", (digest, len(work)))
+        if shares[rank]:
+            told = _outcome(told, lambda: function(shared, shares[rank]))
+        for tasks, message in zip(shares, _gathered(told), strict=True):
             if tasks:
-                yield tasks, result
+                yield tasks, message.value
 
     def once(self, function: Callable[[], Result]) -> Result:
         """Call the function on the first rank, and tell the others what it returned or raised."""
-        group = _group()
-        told: list[Any] = [None, None]
-        if group.get_rank() == 0:
-            try:
-                told[0] = function()
-            except Exception as error:
-                told[1] = error
-        group.broadcast_object_list(told)
-        if told[1] is not None:
-            raise told[1]
-        return told[0]
+        distributed, group, rank, _ = _group()
+        told = Message("waits for what the first rank alone does")
+        _gathered(told)
+        held: list[Any] = [_outcome(told, function) if rank == 0 else None]
+        with _Loss():
+            distributed.broadcast_object_list(held, group=group)
+        if held[0].error is not None:
+            raise held[0].error
+        return held[0].value
 
     def same(self, value: Any) -> list[Any]:
         """Return the value that each rank has."""
-        group = _group()
-        values: list[Any] = [None] * group.get_world_size()
-        group.all_gather_object(values, value)
-        return values
+        return [message.value for message in _gathered(Message("compares states", None, value))]
 
     @property
     def rank(self) -> int:
         """The number of this process."""
-        return _group().get_rank()
+        return _group()[2]
 
     def close(self) -> None:
         """Keep the process group, which belongs to the whole program."""
 
 
-def _group() -> Any:
+def _gathered(told: Message) -> list[Message]:
+    """Return what each rank tells, and raise what one of them could not do."""
+    distributed, group, _, size = _group()
+    messages: list[Any] = [None] * size
+    with _Loss():
+        distributed.all_gather_object(messages, told, group=group)
+    kinds = [message.kind for message in messages]
+    if len(set(kinds)) > 1:
+        raise RuntimeError(
+            "The ranks do different things: "
+            f"{', '.join(f'rank {rank} {kind}' for rank, kind in enumerate(kinds))}; expected all "
+            "of them to run the same program. Give every rank the same calls and the same data."
+        )
+    abouts = [message.about for message in messages]
+    if any(about != abouts[0] for about in abouts):
+        wrong = [rank for rank, about in enumerate(abouts) if about != abouts[0]]
+        raise RuntimeError(
+            f"The ranks {wrong} do not ask what rank 0 asks: their data, parameters, queries or "
+            "loss differ from its own. Give every rank the same data, parameters, libraries and "
+            "kind of processor."
+        )
+    for message in messages:
+        if message.error is not None:
+            raise message.error
+    return messages
+
+
+def _outcome(told: Message, function: Callable[[], Any]) -> Message:
+    """Return a message with what a function returned or raised, such that it can be sent."""
+    try:
+        value = function()
+        pickle.loads(pickle.dumps(value))
+        return told._replace(value=value)
+    except Exception as error:
+        try:
+            pickle.loads(pickle.dumps(error))
+        except Exception:
+            error = RuntimeError(f"{type(error).__name__}: {error}")
+        return told._replace(error=error)
+
+
+class _Loss:
+    """Says what happened when a rank is gone, of which gloo tells its connection alone."""
+
+    def __enter__(self) -> None:
+        return None
+
+    def __exit__(self, kind: Any, error: BaseException | None, trace: Any) -> None:
+        if isinstance(error, RuntimeError):
+            _, _, rank, size = _group()
+            raise RuntimeError(
+                f"Rank {rank} of {size} waited for the others, of which one is gone or took too "
+                f"long ({str(error).splitlines()[0]}). Look at what ended it, and start all ranks "
+                "again: a fit with checkpoint= goes on."
+            ) from error
+
+
+def _group() -> tuple[Any, Any, int, int]:
+    """Return torch.distributed, the group that messages go by, this rank and the number of all."""
     import torch.distributed as distributed
 
     if not distributed.is_available():
@@ -86,5 +174,16 @@ def _group() -> Any:
                 "torchrun, as in: torchrun --nproc-per-node 4 train.py. Or call "
                 "torch.distributed.init_process_group first."
             )
-        distributed.init_process_group("nccl" if torch.cuda.is_available() else "gloo")
-    return distributed
+        distributed.init_process_group("gloo", timeout=PATIENCE)
+    group = _messenger(distributed.group.WORLD)
+    return distributed, group, distributed.get_rank(), distributed.get_world_size()
+
+
+@cache
+def _messenger(world: Any) -> Any:
+    """Return a group that carries objects between processes without a GPU: gloo."""
+    import torch.distributed as distributed
+
+    if distributed.get_backend(world) == "gloo":
+        return world
+    return distributed.new_group(backend="gloo", timeout=PATIENCE)

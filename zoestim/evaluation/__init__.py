@@ -12,6 +12,7 @@ from zoestim.evaluation._inputs import (
     draw_seed,
     first_parameter,
     private_generator,
+    shared_generator,
 )
 from zoestim.evaluation._journal import Journal
 from zoestim.evaluation._lanes import in_brief, out_of_memory
@@ -60,6 +61,7 @@ __all__ = [
     "measure",
     "out_of_memory",
     "private_generator",
+    "shared_generator",
     "state_hash",
     "unchanged_attributes",
     "unchanged_generators",

@@ -107,10 +107,11 @@ def evaluate(
     QueryError
         If a query fails, or its loss is NaN or infinite, as often as it is asked.
     """
-    asking = asking or Asking()
-    with one_thread(), torch.no_grad(), unchanged_generators(batch.X.device):
-        if random is not None:
-            random.restore()
+    asking, device = asking or Asking(), batch.X.device
+    with one_thread(), torch.no_grad(), unchanged_generators(device):
+        if random is None:
+            random = asking.backend.once(lambda: RandomState.current(device)).on(device)
+        random.restore()
         base = _ask_base(objective, batch, asking)
         driver = _Driver(objective, batch, queries, asking, base)
         with unchanged_attributes(objective.module):
@@ -170,7 +171,10 @@ def _ask_base(objective: Objective, batch: Batch, asking: Asking) -> _Base:
         return reply.value.loss, reply.value.known
 
     loss, known = asking.backend.once(ask)
-    return kept[0] if kept else _base_pass(objective, batch, known, loss)
+    if kept:
+        return kept[0]
+    known = pytree.tree_map_only(Tensor, lambda value: value.to(batch.X.device), known)
+    return _base_pass(objective, batch, known, loss)
 
 
 def _base_pass(
@@ -207,8 +211,10 @@ class _Driver:
         objective, base, asking = self.objective, self.base, self.asking
         self._read_journal()
         groups = make_groups(self.queries, objective.parameters, objective.theta())
-        sizes = [self.planner.size(group) for group in groups]
-        for positions, changes in self.planner.answered:
+        planned = [self.planner.size(group) for group in groups], self.planner.answered
+        # What fits may differ where processes have memory of their own.
+        sizes, answered = asking.backend.once(lambda: planned)
+        for positions, changes in answered:
             self.changes[positions] = changes
         random = {node.name: state for node, state in base.done.random.items()}
         round_ = Round(
@@ -228,14 +234,16 @@ class _Driver:
     def _collect(self, round_: Round) -> None:
         """Have answered what is not, and again what a worker had that was lost."""
         backend, retries = self.asking.backend, self.asking.patience.max_retries
+        alone = not hasattr(backend, "same")  # ranks find out in any case if they ask the same
         for lost in range(retries + 1):
             todo = [k for k, part in enumerate(round_.parts) if self._is_open(part)]
-            if not todo:
+            if not todo and alone:
                 return
             own = round_.of(todo, torch.isfinite(self.changes))
             shares = backend.map(answer, own, [self.planner.work(round_.parts[k]) for k in todo])
             try:
-                with contextlib.closing(shares), own.stopping():
+                with contextlib.closing(shares), contextlib.ExitStack() as stack:
+                    stack.callback(own.stopped.set)  # whatever happens
                     for _, answers in shares:
                         self._take(answers)
                 return
@@ -263,9 +271,9 @@ class _Driver:
 
     def _take(self, answers: Answers) -> None:
         self.changes[answers.positions] = answers.changes
-        journal = self.asking.journal
-        if journal is not None and journal.is_here and not answers.journalled:
-            journal.append(answers.positions, answers.changes)  # of a worker of another host
+        journal, rank = self.asking.journal, getattr(self.asking.backend, "rank", 0)
+        if journal is not None and rank == 0 and not answers.journalled:  # of another host
+            journal.append(answers.positions, answers.changes)
         self.records += answers.records
         for names, reason in answers.unfolded.items():
             self.planner.unfold(names, reason)

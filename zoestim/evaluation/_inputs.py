@@ -10,6 +10,7 @@ import torch
 from sklearn.utils import check_random_state
 from torch import Tensor, nn
 
+from zoestim.backends import Backend
 from zoestim.evaluation._black_box import BlackBox
 
 # The type of module, data and losses by the name of a precision, and where it is another one
@@ -74,6 +75,12 @@ def private_generator(random_state: Any) -> torch.Generator:
         return torch.Generator().manual_seed(secrets.randbits(63))
     seed = check_random_state(random_state).randint(np.iinfo(np.int32).max)
     return torch.Generator().manual_seed(int(seed))
+
+
+def shared_generator(random_state: Any, backend: Backend) -> torch.Generator:
+    """Return a generator of one's own, the same for all processes of a backend."""
+    state = backend.once(lambda: private_generator(random_state).get_state())
+    return torch.Generator().set_state(state)
 
 
 def draw_seed(generator: torch.Generator) -> int:

@@ -27,6 +27,7 @@ from zoestim.evaluation._plan import Chunk, FoldSize, Part, make_groups, make_pa
 from zoestim.evaluation._program import Known
 from zoestim.evaluation._query_error import Failure
 from zoestim.evaluation._random import RandomState, unchanged_generators
+from zoestim.evaluation._state_hash import hash_of
 from zoestim.evaluation._threads import one_thread
 from zoestim.gradients import Queries
 
@@ -185,13 +186,13 @@ class Round:
         vars(other).update(vars(self), todo=todo, answered=answered, stopped=threading.Event())
         return other
 
-    @contextlib.contextmanager
-    def stopping(self) -> Iterator[None]:
-        """Let threads ask nothing more once it is left, by an error above all."""
-        try:
-            yield
-        finally:
-            self.stopped.set()
+    def digest(self) -> str:
+        """Return a text that is the same wherever the same is asked of the same."""
+        module, batch = self.objective.module, self.batch
+        tensors = [*module.parameters(), *module.buffers()]
+        return hash_of(
+            [tensors, batch.X, batch.y, batch.weight, vars(self.queries), self.base_loss]
+        )
 
     def chunk(self, task: int, answered: Tensor | None) -> Chunk | None:
         """Return what is open of a task: of a box only the queries that it has not answered."""
@@ -203,17 +204,6 @@ class Round:
             return None
         chunk, boxed = part.chunk(), has_boxes(self.objective.module)
         return chunk.part(open_) if boxed and len(open_) < len(chunk) else chunk
-
-    def found_in_journal(self, tasks: list[int]) -> tuple[Tensor, Tensor]:
-        """Return which queries of some tasks were answered by who was lost with them, and how."""
-        none = torch.zeros(0, dtype=torch.int64), torch.zeros(0, dtype=torch.float64)
-        found = self.journal.answers() if self.journal is not None and self.journal.is_here else {}
-        if not found:
-            return none
-        pieces = [piece for task in tasks for piece in self.parts[self.todo[task]].pieces]
-        known = [p for p in torch.cat(pieces).tolist() if p in found and not self.answered[p]]
-        changes = [found[position] for position in known]
-        return torch.tensor(known, dtype=torch.int64), torch.tensor(changes, dtype=torch.float64)
 
     def turn(self) -> contextlib.AbstractContextManager[Any]:
         """Wait for the global generators if queries draw from them: all threads share them."""
@@ -254,11 +244,13 @@ def answer(round_: Round, tasks: list[int]) -> Answers:
 
     It stops at the first query that fails for good, and brings back what it has.
     """
-    before = round_.found_in_journal(tasks)
+    before = _found_in_journal(round_, tasks)
     mask = round_.answered.index_fill(0, before[0], True)
     answered = mask if bool(mask.any()) else None
     positions, changes, records = [before[0]], [before[1]], []
     found = None
+    journal = round_.journal
+    journalled = journal is not None and journal.is_here
     with one_thread(), torch.no_grad(), round_.turn(), round_.asker() as asker:
         for task in tasks:
             chunk = round_.chunk(task, answered)
@@ -272,8 +264,8 @@ def answer(round_: Round, tasks: list[int]) -> Answers:
             there = slice(None) if found.failure is None else torch.isfinite(found.changes)
             positions.append(chunk.positions[there])
             changes.append(found.changes[there])
-            if round_.journal is not None and round_.journal.is_here:
-                round_.journal.append(positions[-1], changes[-1])
+            if journal is not None and journalled:
+                journal.append(positions[-1], changes[-1])
             first, n = int(chunk.positions[0]), len(chunk)
             records.append(Record(first, n, started, seconds, found.attempts, asker.worker))
             if found.failure is not None:
@@ -281,7 +273,6 @@ def answer(round_: Round, tasks: list[int]) -> Answers:
     if records and not has_boxes(round_.objective.module):
         records = _summed(records)  # nobody pays for the single one
     failure = found.failure.sendable() if found and found.failure else None
-    journalled = round_.journal is not None and round_.journal.is_here
     return Answers(
         torch.cat(positions),
         torch.cat(changes),
@@ -291,6 +282,18 @@ def answer(round_: Round, tasks: list[int]) -> Answers:
         failure,
         journalled,
     )
+
+
+def _found_in_journal(round_: Round, tasks: list[int]) -> tuple[Tensor, Tensor]:
+    """Return which queries of some tasks were answered by who was lost with them, and how."""
+    journal = round_.journal
+    found = journal.answers() if journal is not None and journal.is_here else {}
+    tried = tasks if found else ()
+    pieces = [piece for task in tried for piece in round_.parts[round_.todo[task]].pieces]
+    asked = [position for piece in pieces for position in piece.tolist()]
+    known = [p for p in asked if p in found and not round_.answered[p]]
+    changes = [found[position] for position in known]
+    return torch.tensor(known, dtype=torch.int64), torch.tensor(changes, dtype=torch.float64)
 
 
 def _summed(records: list[Record]) -> list[Record]:

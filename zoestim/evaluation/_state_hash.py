@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -23,7 +24,11 @@ def state_hash(
     generator : torch.Generator
         Its state counts.
     """
-    state = [module.state_dict(), optimizer.state_dict(), generator.get_state()]
+    return hash_of([module.state_dict(), optimizer.state_dict(), generator.get_state()])
+
+
+def hash_of(state: Any) -> str:
+    """Return a hash of every bit of nested tensors, numbers and texts."""
     digest = hashlib.blake2b(digest_size=8)
     for leaf in pytree.tree_leaves(state):
         if isinstance(leaf, Tensor):

@@ -8,7 +8,7 @@ import torch
 from skorch.callbacks import Callback
 
 from zoestim.backends import Backend, resolve_backend
-from zoestim.evaluation import Asking, Patience, private_generator, state_hash
+from zoestim.evaluation import Asking, Patience, shared_generator, state_hash
 from zoestim.training._net import ZONet
 
 
@@ -26,8 +26,7 @@ def make_asking(estimator: Any) -> Asking:
 
 def root_generator(estimator: Any, backend: Backend) -> torch.Generator:
     """Return the generator that a fit's randomness comes from, the same for all processes."""
-    state = backend.once(lambda: private_generator(estimator.random_state).get_state())
-    return torch.Generator().set_state(state)
+    return shared_generator(estimator.random_state, backend)
 
 
 class Agreement(Callback):

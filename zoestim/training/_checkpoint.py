@@ -55,21 +55,22 @@ class Checkpoint(Callback):
     """
 
     def __init__(self, path: Any, backend: Backend | None = None):
-        self.path = _usable(path)
+        self.path = Path(path).resolve()
         self._is_first = getattr(backend, "rank", 0) == 0
         self.found: Snapshot | None = None
         self.finished: str | None = None
         self.steps_done = 0
         self._stored: dict[str, Any] = {}
-        self._own: dict[str, Any] = {"seed": None, "run": uuid.uuid4().hex}
+        self._own: dict[str, Any] = {"seed": None}
         self._latest: Snapshot | None = None
         self._written: Snapshot | None = None
         self._seconds, self._at = 0.0, 0.0
-        read = (backend or SerialBackend()).once(lambda: _read_if_there(self.path))
+        read, journal = (backend or SerialBackend()).once(lambda: _opened(path))
+        self.journal: Journal = journal
+        self._own["run"] = journal.run
         if read is not None:
             self._stored, self.found = read
-            self.finished, self._own["run"] = self._stored["finished"], self._stored["run"]
-        self.journal = Journal(_beside(self.path, ".journal"), self._own["run"])
+            self.finished = self._stored["finished"]
 
     def seed(self, draw: Callable[[], int]) -> int:
         """Return the seed of the held-out samples: that of the file, or a new one."""
@@ -182,9 +183,13 @@ def _beside(path: Path, suffix: str) -> Path:
     return path.with_name(path.name + suffix)
 
 
-def _read_if_there(path: Path) -> tuple[dict[str, Any], Snapshot] | None:
-    _temporary(path).unlink(missing_ok=True)  # of a process that was killed
-    return _read(path) if path.exists() else None
+def _opened(path: Any) -> tuple[tuple[dict[str, Any], Snapshot] | None, Journal]:
+    """Return what a file holds, if it is there, and the journal of its fit, or of a new one."""
+    file = _usable(path)
+    _temporary(file).unlink(missing_ok=True)  # of a process that was killed
+    read = _read(file) if file.exists() else None
+    run = uuid.uuid4().hex if read is None else read[0]["run"]
+    return read, Journal(_beside(file, ".journal"), run)
 
 
 def _replace(path: Path, header: str, tensors: dict[str, Tensor]) -> None:

@@ -10,6 +10,7 @@ import torch
 from skorch import NeuralNet
 from skorch.dataset import unpack_data
 from torch import Tensor
+from torch.utils import _pytree as pytree
 from torch.utils.data import TensorDataset
 
 from zoestim.evaluation import Batch, Patience, has_boxes, unchanged_generators
@@ -88,7 +89,8 @@ class ZONet(NeuralNet):
                 raise reply.cause
             return reply.value
 
-        return asking.backend.once(ask)
+        found, device = asking.backend.once(ask), torch.device(self.device)
+        return pytree.tree_map_only(Tensor, lambda value: value.to(device), found)
 
 
 def batch_sizes(n_samples: int, batch_size: int) -> list[int]:
