@@ -122,9 +122,9 @@ def test_every_rank_asks_a_box(together):
         ("state", "RuntimeError: The ranks hold different states after epoch 1"),
         ("program", "RuntimeError: The ranks do different things: rank 0 .*, rank 1 compares"),
         ("query", r"QueryError: The query at coordinate .* <- OSError\('the wire is cut'\)"),
-        ("base", "OSError: the wire is cut"),
+        ("base", "QueryError: The query at the current parameters .* OSError: the wire is cut"),
         ("strange", r"QueryError: The query at .* <- RuntimeError\(.Strange: .*strange"),
-        ("strange base", "RuntimeError: Strange: .*strange"),
+        ("strange base", "QueryError: The query at the current parameters .* Strange: .*strange"),
     ],
 )
 def test_what_goes_wrong_on_one_rank_is_raised_by_all(together, what: str, expected: str):

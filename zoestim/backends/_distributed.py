@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import pickle
 from collections.abc import Callable, Generator, Sequence
 from datetime import timedelta
@@ -136,11 +137,17 @@ def _outcome(told: Message, function: Callable[[], Any]) -> Message:
         pickle.loads(pickle.dumps(value))
         return told._replace(value=value)
     except Exception as error:
-        try:
-            pickle.loads(pickle.dumps(error))
-        except Exception:
-            error = RuntimeError(f"{type(error).__name__}: {error}")
-        return told._replace(error=error)
+        return told._replace(error=_sendable(error))
+
+
+def _sendable(error: Exception) -> Exception:
+    """Return an error that survives the way: itself, or without what it holds."""
+    for make in (lambda: error, lambda: type(error)(str(error))):
+        with contextlib.suppress(Exception):
+            found = make()
+            pickle.loads(pickle.dumps(found))
+            return found
+    return RuntimeError(f"{type(error).__name__}: {error}")
 
 
 class _Loss:
