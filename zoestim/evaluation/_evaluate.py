@@ -109,9 +109,10 @@ def evaluate(
     """
     asking, device = asking or Asking(), batch.X.device
     with one_thread(), torch.no_grad(), unchanged_generators(device):
-        if random is None:
+        if random is None and hasattr(asking.backend, "same"):  # of several processes, the first
             random = asking.backend.once(lambda: RandomState.current(device)).on(device)
-        random.restore()
+        if random is not None:
+            random.restore()
         base = _ask_base(objective, batch, asking)
         driver = _Driver(objective, batch, queries, asking, base)
         with unchanged_attributes(objective.module):
@@ -236,10 +237,12 @@ class _Driver:
         backend, retries = self.asking.backend, self.asking.patience.max_retries
         alone = not hasattr(backend, "same")  # ranks find out in any case if they ask the same
         for lost in range(retries + 1):
-            todo = [k for k, part in enumerate(round_.parts) if self._is_open(part)]
+            open_ = self.changes.isnan()
+            answered = None if bool(open_.all()) else ~open_
+            todo = [k for k, p in enumerate(round_.parts) if answered is None or self._is_open(p)]
             if not todo and alone:
                 return
-            own = round_.of(todo, torch.isfinite(self.changes))
+            own = round_.of(todo, answered)
             shares = backend.map(answer, own, [self.planner.work(round_.parts[k]) for k in todo])
             try:
                 with contextlib.closing(shares), contextlib.ExitStack() as stack:

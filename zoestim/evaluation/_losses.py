@@ -57,6 +57,7 @@ class Losses:
         self.base_loss = base_loss
         self.draws = draws
         self.ways = objective.ways
+        self._boxed: dict[tuple[str, ...], bool] = {}
         self.propagation = Propagation(program, done, self.ways, objective.matrix_type)
 
     def apart(self) -> Losses:
@@ -68,7 +69,9 @@ class Losses:
 
     def asks_box(self, names: tuple[str, ...]) -> bool:
         """Return whether queries of some parameters ask a black box, which may be paid for."""
-        return bool(self.program.boxes(self.program.dependents(names)))
+        if names not in self._boxed:
+            self._boxed[names] = bool(self.program.boxes(self.program.dependents(names)))
+        return self._boxed[names]
 
     def alone(self, chunk: Chunk, lanes: Sequence[int]) -> Tensor:
         """Return by how much queries change the loss, each run on its own."""

@@ -15,7 +15,7 @@ from torch.nn.modules.batchnorm import BatchNorm1d, BatchNorm2d, BatchNorm3d
 
 from zoestim.evaluation._black_box import BlackBox
 from zoestim.evaluation._random import RandomState
-from zoestim.propagation import draws_nothing
+from zoestim.propagation import draws_nothing, max_pool
 
 _BATCH_NORMS = (BatchNorm1d, BatchNorm2d, BatchNorm3d)
 
@@ -270,6 +270,10 @@ class Program:
             args = tuple(arg.clone() if isinstance(arg, Tensor) else arg for arg in args)
         if not first and _normalizes_by_batch(module) and not kwargs:
             return _batch_norm(module, tensors, *args)
+        if type(module) is nn.MaxPool2d and len(args) == 1 and not kwargs:
+            found = max_pool(module, args[0])
+            if found is not None:
+                return found
         if self.in_place:
             return call_in_place(module, tensors, args, kwargs)
         return _call_with(module, tensors, args, kwargs)

@@ -17,7 +17,6 @@ from torch import Tensor
 from torch.utils import _pytree as pytree
 
 from zoestim.evaluation._asker import Asker
-from zoestim.evaluation._cut import has_boxes
 from zoestim.evaluation._elsewhere import Sent, arrived, sent
 from zoestim.evaluation._journal import Journal
 from zoestim.evaluation._losses import Losses
@@ -135,7 +134,7 @@ class Round:
 
     def __post_init__(self) -> None:
         self.todo: Sequence[int] = ()  # which of the parts are the tasks
-        self.answered = torch.zeros(0, dtype=torch.bool)
+        self.answered: Tensor | None = None  # which queries need not be asked, if any
         self.arrived = False  # in another process than the one that asks
         self._given: Losses | None = None if self.here is None else self.here.given
         self._owner = threading.get_ident()
@@ -180,7 +179,7 @@ class Round:
         other._given = other._arrived_losses()
         return other
 
-    def of(self, todo: Sequence[int], answered: Tensor) -> Round:
+    def of(self, todo: Sequence[int], answered: Tensor | None) -> Round:
         """Return the round whose tasks are some of the parts, and the queries that are none."""
         other = Round.__new__(Round)
         vars(other).update(vars(self), todo=todo, answered=answered, stopped=threading.Event())
@@ -202,8 +201,8 @@ class Round:
         open_ = (~answered[torch.cat(part.pieces)]).nonzero().flatten().tolist()
         if not open_:
             return None
-        chunk, boxed = part.chunk(), has_boxes(self.objective.module)
-        return chunk.part(open_) if boxed and len(open_) < len(chunk) else chunk
+        chunk = part.chunk()
+        return chunk.part(open_) if self.known and len(open_) < len(chunk) else chunk
 
     def turn(self) -> contextlib.AbstractContextManager[Any]:
         """Wait for the global generators if queries draw from them: all threads share them."""
@@ -244,13 +243,15 @@ def answer(round_: Round, tasks: list[int]) -> Answers:
 
     It stops at the first query that fails for good, and brings back what it has.
     """
-    before = _found_in_journal(round_, tasks)
-    mask = round_.answered.index_fill(0, before[0], True)
-    answered = mask if bool(mask.any()) else None
-    positions, changes, records = [before[0]], [before[1]], []
-    found = None
-    journal = round_.journal
+    positions, changes, records, found = [], [], [], None
+    journal, answered = round_.journal, round_.answered
     journalled = journal is not None and journal.is_here
+    if journal is not None and journalled:
+        known, how = _found_in_journal(round_, journal.answers(), tasks)
+        if len(known):
+            positions, changes = [known], [how]
+            none = torch.zeros(len(round_.queries), dtype=torch.bool)
+            answered = (none if answered is None else answered).index_fill(0, known, True)
     with one_thread(), torch.no_grad(), round_.turn(), round_.asker() as asker:
         for task in tasks:
             chunk = round_.chunk(task, answered)
@@ -261,21 +262,23 @@ def answer(round_: Round, tasks: list[int]) -> Answers:
             started, clock = time.time(), time.perf_counter()
             found = asker.answer(chunk, round_.objective.foldable[chunk.names])
             seconds = time.perf_counter() - clock
-            there = slice(None) if found.failure is None else torch.isfinite(found.changes)
-            positions.append(chunk.positions[there])
-            changes.append(found.changes[there])
+            positions.append(chunk.positions)
+            changes.append(found.changes)
+            if found.failure is not None:  # then some have no answer
+                there = torch.isfinite(found.changes)
+                positions[-1], changes[-1] = chunk.positions[there], found.changes[there]
             if journal is not None and journalled:
                 journal.append(positions[-1], changes[-1])
             first, n = int(chunk.positions[0]), len(chunk)
             records.append(Record(first, n, started, seconds, found.attempts, asker.worker))
             if found.failure is not None:
                 break
-    if records and not has_boxes(round_.objective.module):
+    if records and not round_.known:
         records = _summed(records)  # nobody pays for the single one
     failure = found.failure.sendable() if found and found.failure else None
     return Answers(
-        torch.cat(positions),
-        torch.cat(changes),
+        torch.cat([torch.zeros(0, dtype=torch.int64), *positions]),
+        torch.cat([torch.zeros(0, dtype=torch.float64), *changes]),
         tuple(records),
         asker.unfolded,
         dict(asker.losses.ways.slow),
@@ -284,14 +287,14 @@ def answer(round_: Round, tasks: list[int]) -> Answers:
     )
 
 
-def _found_in_journal(round_: Round, tasks: list[int]) -> tuple[Tensor, Tensor]:
+def _found_in_journal(
+    round_: Round, found: dict[int, float], tasks: list[int]
+) -> tuple[Tensor, Tensor]:
     """Return which queries of some tasks were answered by who was lost with them, and how."""
-    journal = round_.journal
-    found = journal.answers() if journal is not None and journal.is_here else {}
-    tried = tasks if found else ()
-    pieces = [piece for task in tried for piece in round_.parts[round_.todo[task]].pieces]
-    asked = [position for piece in pieces for position in piece.tolist()]
-    known = [p for p in asked if p in found and not round_.answered[p]]
+    before = round_.answered
+    pieces = [piece for task in tasks for piece in round_.parts[round_.todo[task]].pieces]
+    asked = [position for piece in pieces for position in piece.tolist() if found]
+    known = [p for p in asked if p in found and (before is None or not before[p])]
     changes = [found[position] for position in known]
     return torch.tensor(known, dtype=torch.int64), torch.tensor(changes, dtype=torch.float64)
 

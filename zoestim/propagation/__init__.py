@@ -16,6 +16,7 @@ from zoestim.propagation import (  # noqa: F401  (they fill the table)
 )
 from zoestim.propagation._change import Change, Dense, Entry, Lanes, RankOne, Slab, Value
 from zoestim.propagation._criterion import mean_divisor, sample_changes
+from zoestim.propagation._largest import max_pool
 from zoestim.propagation._lowering import Call, draws_nothing, lower
 from zoestim.propagation._memory import addresses, joined, nbytes, settled
 from zoestim.propagation._table import RULES, Site, rule, rule_of
@@ -35,6 +36,7 @@ __all__ = [
     "draws_nothing",
     "joined",
     "lower",
+    "max_pool",
     "mean_divisor",
     "nbytes",
     "rule",

@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+import functools
 import math
 from collections.abc import Iterable, Sequence
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 from torch.nn import functional as F
 
 from zoestim.propagation._change import Dense, Slab, Value
@@ -18,7 +19,7 @@ from zoestim.propagation._pointwise import as_block
 from zoestim.propagation._shape import whole
 from zoestim.propagation._table import Site
 from zoestim.propagation._tiles import by_lane
-from zoestim.propagation._window import Window
+from zoestim.propagation._window import Window, each_axis
 
 
 def block_of_planes(x: Value, n_axes: int) -> Slab | Dense:
@@ -116,6 +117,24 @@ def _extremes(
     away = z * (turns / inverse)
     top = _take_largest(away, window)
     return top.mul_(turns * inverse), away if turned is None else away.mul_(turns), turns
+
+
+def max_pool(module: nn.MaxPool2d, x: Tensor) -> Tensor | None:
+    """Return what a module returns whose windows are side by side, or None for others.
+
+    Much faster than torch's own on a CPU, which also finds out where the largest elements are.
+    """
+    size = each_axis(module.kernel_size, 2)
+    plain = size == each_axis(module.stride, 2) and not any(each_axis(module.padding, 2))
+    plain = plain and set(each_axis(module.dilation, 2)) == {1} and not module.return_indices
+    own = module._forward_hooks or module._forward_pre_hooks or "forward" in vars(module)
+    fits = x.ndim == 4 and not any(n % k for n, k in zip(x.shape[2:], size, strict=True))
+    if own or not (plain and fits) or x.device.type != "cpu" or not x.is_floating_point():
+        return None
+    shape = x.shape[2] // size[0], x.shape[3] // size[1]
+    window = Window(size, size, (1, 1), (0, 0), shape)
+    found = functools.reduce(torch.maximum, window.along(x, 0))
+    return functools.reduce(torch.maximum, window.along(found, 1))
 
 
 def _padded(values: Tensor, edges: Sequence[int]) -> Tensor:
