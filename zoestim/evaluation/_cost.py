@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -62,7 +63,7 @@ class Cost:
         """Bytes of the change of each node that is run."""
         return tuple(visit.nbytes for visit in self.visits)
 
-    @property
+    @cached_property
     def work(self) -> int:
         """One number to compare queries by: the bytes moved, and operations in their unit."""
         return self.bytes + self.flops // FLOPS_PER_BYTE
