@@ -49,8 +49,6 @@ class JoblibBackend:
     [0, 10, 20, 30, 40, 50, 60, 70]
     """
 
-    own_memory = False
-
     def __init__(self, n_jobs: int | None = None, backend: str | None = None):
         self.n_jobs = n_jobs
         self.backend = backend
@@ -68,9 +66,7 @@ class JoblibBackend:
             If workers are processes and what they need cannot be pickled.
         """
         backend, n_jobs = self._active()
-        # Inside a worker of joblib all cores are taken: a grid search has them. A cluster that
-        # has lost its workers gets others.
-        if _is_nested(backend) or (n_jobs < 2 and _kind(backend) in LOCAL):
+        if self.own_memory:
             yield from SerialBackend().map(function, shared, work)
             return
         # As long as nobody knows what a query takes, shares are few.
@@ -104,6 +100,14 @@ class JoblibBackend:
     def once(self, function: Callable[[], Result]) -> Result:
         """Call the function here: there is one process that asks."""
         return function()
+
+    @property
+    def own_memory(self) -> bool:
+        """Whether everything is answered here, without workers."""
+        backend, n_jobs = self._active()
+        # Inside a worker of joblib all cores are taken: a grid search has them. A cluster that
+        # has lost its workers gets others.
+        return _is_nested(backend) or (n_jobs < 2 and _kind(backend) in LOCAL)
 
     def close(self) -> None:
         """Stop workers that were started for this backend alone."""

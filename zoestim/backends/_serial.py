@@ -17,16 +17,12 @@ class Unsendable(TypeError):
 
 
 class Backend(Protocol):
-    """Maps a function over shares of tasks; it knows nothing of what they are.
+    """Maps a function over shares of tasks; it knows nothing of what they are."""
 
-    Attributes
-    ----------
-    own_memory : bool
-        Whether workers see the objects of this process rather than copies of them, on one
-        thread at a time.
-    """
-
-    own_memory: bool
+    @property
+    def own_memory(self) -> bool:
+        """Whether workers see the objects of this process, and an error here is one of theirs."""
+        ...
 
     def map(
         self, function: Answer[Shared, Result], shared: Shared, work: Sequence[float]
