@@ -254,6 +254,20 @@ def test_weights_need_one_loss_a_sample(params: dict, weight):
     refuses(boxed(criterion=tall, **params), match, data=(X, Y, weight))
 
 
+# --- Workers and devices
+
+
+@pytest.mark.parametrize("device", [[], "gpu", ["cpu", "gpu"]])
+def test_what_is_no_device_is_refused(device):
+    refuses(boxed(device=device), "names no device of torch .* expected such as 'cpu'")
+
+
+@pytest.mark.parametrize("vectorized", [0, -1, "yes", 1.5])
+def test_a_box_takes_a_number_of_sets(vectorized):
+    with pytest.raises(ValueError, match="vectorized must be True, False or the most sets"):
+        BlackBox(box, START, vectorized=vectorized)
+
+
 # --- Fits that fail
 
 

@@ -109,7 +109,7 @@ def test_names_lead_to_backends():
 @pytest.mark.parametrize(
     ("given", "match"),
     [
-        ({"backend": "lokky"}, "lokky"),
+        ({"backend": "lokky"}, "backend='lokky' with n_jobs=None cannot be used .*'threading'"),
         ({"backend": "distributed", "n_jobs": 2}, "n_jobs=2 says nothing to"),
         ({"devices": ["cpu", "cpu"], "n_jobs": 2}, "device names 2 devices"),
         ({"n_jobs": 0}, "n_jobs"),

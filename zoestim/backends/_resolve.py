@@ -54,7 +54,14 @@ def resolve_backend(
     if backend == "ray":
         _register_ray()
     found = JoblibBackend(n_jobs, backend)
-    found.n_workers()  # a name that joblib does not know is refused here
+    try:
+        found.n_workers()
+    except (ImportError, ValueError) as error:
+        raise ValueError(
+            f"backend={backend!r} with n_jobs={n_jobs} cannot be used ({error}); expected None, "
+            "'loky', 'threading', 'dask', 'ray', 'distributed' or another name that joblib knows, "
+            "and n_jobs None, -1 or a positive number."
+        ) from error
     return found
 
 

@@ -55,6 +55,11 @@ class BlackBox(nn.Module):
         vectorized: bool | int = False,
     ):
         super().__init__()
+        if not isinstance(vectorized, bool) and (type(vectorized) is not int or vectorized < 1):
+            raise ValueError(
+                f"vectorized must be True, False or the most sets a call may hold; got "
+                f"{vectorized!r}."
+            )
         self.function = function
         self.vectorized = vectorized
         self._single = not isinstance(initial_params, Mapping)

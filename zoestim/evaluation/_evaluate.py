@@ -273,7 +273,7 @@ class _Driver:
         return any(bool(self.changes[piece].isnan().any()) for piece in part.pieces)
 
     def _take(self, answers: Answers) -> None:
-        self.changes[answers.positions] = answers.changes
+        self.changes.index_copy_(0, answers.positions, answers.changes)
         journal, rank = self.asking.journal, getattr(self.asking.backend, "rank", 0)
         if journal is not None and rank == 0 and not answers.journalled:  # of another host
             journal.append(answers.positions, answers.changes)

@@ -277,8 +277,8 @@ def answer(round_: Round, tasks: list[int]) -> Answers:
         records = _summed(records)  # nobody pays for the single one
     failure = found.failure.sendable() if found and found.failure else None
     return Answers(
-        torch.cat([torch.zeros(0, dtype=torch.int64), *positions]),
-        torch.cat([torch.zeros(0, dtype=torch.float64), *changes]),
+        torch.cat(positions) if positions else torch.zeros(0, dtype=torch.int64),
+        torch.cat(changes) if changes else torch.zeros(0, dtype=torch.float64),
         tuple(records),
         asker.unfolded,
         dict(asker.losses.ways.slow),

@@ -14,11 +14,20 @@ from zoestim.training._net import ZONet
 
 def main_device(device: Any) -> torch.device:
     """Return the device that holds the module: the first, if there are several."""
-    return torch.device(device[0] if isinstance(device, list) else device)
+    devices = device if isinstance(device, list) else [device]
+    try:
+        first, *_ = [torch.device(each) for each in devices]  # all of them have to be some
+        return first
+    except (RuntimeError, TypeError, ValueError) as error:
+        raise ValueError(
+            f"device={device!r} names no device of torch ({error}); expected such as 'cpu', "
+            "'cuda:0', or a list of them with at least one."
+        ) from error
 
 
 def make_asking(estimator: Any) -> Asking:
     """Return where, and how patiently, an estimator asks."""
+    main_device(estimator.device)  # refuses what is none
     devices = estimator.device if isinstance(estimator.device, list) else ()
     backend = resolve_backend(estimator.n_jobs, estimator.backend, devices)
     return Asking(backend, Patience(estimator.query_timeout, estimator.max_retries))
