@@ -145,10 +145,7 @@ class BaseZOEstimator(CallbackSupportMixin, ZOParameters):
     def _patiently(self, module: nn.Module, X: Tensor) -> Tensor:
         """Return the outputs of one batch; a black box that fails is asked again."""
         patience = Patience(self.query_timeout, self.max_retries if has_boxes(module) else 0)
-        reply = patience.ask(lambda: module(X), lambda outputs: True)
-        if reply.cause is not None:
-            raise reply.cause
-        return reply.value.cpu()
+        return patience.insist(lambda: module(X)).cpu()
 
     def save(self, path: str | Path) -> None:
         """Write the fitted estimator to a file, without pickle.

@@ -66,7 +66,7 @@ class JoblibBackend:
             If workers are processes and what they need cannot be pickled.
         """
         backend, n_jobs = self._active()
-        if self.own_memory:
+        if _answers_here(backend, n_jobs):
             yield from SerialBackend().map(function, shared, work)
             return
         # As long as nobody knows what a query takes, shares are few.
@@ -104,10 +104,7 @@ class JoblibBackend:
     @property
     def own_memory(self) -> bool:
         """Whether everything is answered here, without workers."""
-        backend, n_jobs = self._active()
-        # Inside a worker of joblib all cores are taken: a grid search has them. A cluster that
-        # has lost its workers gets others.
-        return _is_nested(backend) or (n_jobs < 2 and _kind(backend) in LOCAL)
+        return _answers_here(*self._active())
 
     def close(self) -> None:
         """Stop workers that were started for this backend alone."""
@@ -156,6 +153,12 @@ class JoblibBackend:
         if work > 0:
             rate, old = seconds / work, self._seconds
             self._seconds = rate if old is None else (old + rate) / 2
+
+
+def _answers_here(backend: Any, n_jobs: int) -> bool:
+    # Inside a worker of joblib all cores are taken: a grid search has them. A cluster that has
+    # lost its workers gets others.
+    return _is_nested(backend) or (n_jobs < 2 and _kind(backend) in LOCAL)
 
 
 def _is_nested(backend: Any) -> bool:

@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 from torch.utils import _pytree as pytree
 
+from zoestim.evaluation._black_box import BlackBox
 from zoestim.evaluation._elsewhere import apart
 from zoestim.evaluation._objective import Batch, Objective
 from zoestim.evaluation._plan import Chunk
@@ -57,7 +58,6 @@ class Losses:
         self.base_loss = base_loss
         self.draws = draws
         self.ways = objective.ways
-        self._boxed: dict[tuple[str, ...], bool] = {}
         self.propagation = Propagation(program, done, self.ways, objective.matrix_type)
 
     def apart(self) -> Losses:
@@ -69,9 +69,11 @@ class Losses:
 
     def asks_box(self, names: tuple[str, ...]) -> bool:
         """Return whether queries of some parameters ask a black box, which may be paid for."""
-        if names not in self._boxed:
-            self._boxed[names] = bool(self.program.boxes(self.program.dependents(names)))
-        return self._boxed[names]
+        return bool(self.boxes(names))
+
+    def boxes(self, names: tuple[str, ...]) -> list[BlackBox]:
+        """Return the black boxes that queries of some parameters ask."""
+        return self.program.boxes(self.program.dependents(names))
 
     def alone(self, chunk: Chunk, lanes: Sequence[int]) -> Tensor:
         """Return by how much queries change the loss, each run on its own."""

@@ -81,6 +81,13 @@ class Patience:
             if cause is not None:
                 time.sleep(PAUSE * 2 ** (asked - 1))
 
+    def insist(self, function: Callable[[], Any]) -> Any:
+        """Return what a function returns, or raise what it raised the last time."""
+        reply = self.ask(function, usable=lambda value: True)
+        if reply.cause is not None:
+            raise reply.cause
+        return reply.value
+
     def within_time(self, function: Callable[[], Any]) -> Any:
         """Return what a function returns, or leave it to itself when its time is over."""
         if self.timeout is None:

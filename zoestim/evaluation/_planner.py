@@ -6,7 +6,6 @@ import torch
 from torch import Tensor
 
 from zoestim.evaluation._asker import Asker
-from zoestim.evaluation._black_box import BlackBox
 from zoestim.evaluation._cost import FREE_SHARE, Cost, assumed, fold_size, free_memory, measure
 from zoestim.evaluation._lanes import in_brief, out_of_memory
 from zoestim.evaluation._plan import FoldSize, Group, Part
@@ -39,7 +38,7 @@ class Planner:
     def size(self, group: Group) -> FoldSize:
         """Return how many queries of a group go together: one where that is not proven."""
         objective, names = self.objective, group.names
-        boxes = self._boxes(names)
+        boxes = self._losses.boxes(names)
         foldable = not self._losses.program.in_place and all(box.vectorized for box in boxes)
         if not objective.foldable.setdefault(names, foldable):
             return ALONE
@@ -61,7 +60,7 @@ class Planner:
 
     def _cost(self, group: Group) -> Cost:
         """Return the cost of one query of a group, from its first one."""
-        known, key = self.objective.costs, (group.names, self._losses.batch.X.shape)
+        known, key = self.objective.costs, self._key(group)
         if key not in known:
             if self._losses.asks_box(group.names):  # a query on trial would be paid for
                 known[key] = self._assumed(group)
@@ -69,6 +68,9 @@ class Planner:
                 one = group.chunk(group.positions[:1])
                 known[key] = measure(self._losses.propagation, one.changes)
         return known[key]
+
+    def _key(self, group: Group) -> tuple[tuple[str, ...], torch.Size]:
+        return group.names, self._losses.batch.X.shape
 
     def _assumed(self, group: Group) -> Cost:
         values = self._losses.done.values
@@ -101,16 +103,11 @@ class Planner:
         return True
 
     def unfold(self, names: tuple[str, ...], reason: Exception | str) -> None:
+        """Ask queries of some parameters on their own from now on, and say why."""
         self.objective.foldable[names] = False
         self.objective.reuse.unfolded[", ".join(names)] = in_brief(reason)
 
-    def _boxes(self, names: tuple[str, ...]) -> list[BlackBox]:
-        return self._losses.program.boxes(self._losses.program.dependents(names))
-
     def work(self, part: Part) -> float:
         """Return the cost of a part, in a unit of its own."""
-        group = part.group
-        cost = self.objective.costs.get((group.names, self._losses.batch.X.shape)) or self._assumed(
-            group
-        )
+        cost = self.objective.costs.get(self._key(part.group)) or self._assumed(part.group)
         return len(part) * float(max(1, cost.work))

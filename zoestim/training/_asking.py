@@ -7,8 +7,8 @@ from typing import Any
 import torch
 from skorch.callbacks import Callback
 
-from zoestim.backends import Backend, resolve_backend
-from zoestim.evaluation import Asking, Patience, shared_generator, state_hash
+from zoestim.backends import resolve_backend
+from zoestim.evaluation import Asking, Patience, state_hash
 from zoestim.training._net import ZONet
 
 
@@ -31,11 +31,6 @@ def make_asking(estimator: Any) -> Asking:
     devices = estimator.device if isinstance(estimator.device, list) else ()
     backend = resolve_backend(estimator.n_jobs, estimator.backend, devices)
     return Asking(backend, Patience(estimator.query_timeout, estimator.max_retries))
-
-
-def root_generator(estimator: Any, backend: Backend) -> torch.Generator:
-    """Return the generator that a fit's randomness comes from, the same for all processes."""
-    return shared_generator(estimator.random_state, backend)
 
 
 class Agreement(Callback):

@@ -9,9 +9,9 @@ import torch
 
 from zoestim._modules import check_names
 from zoestim.backends import Backend
-from zoestim.evaluation import PRECISIONS, draw_seed, first_parameter
+from zoestim.evaluation import PRECISIONS, draw_seed, first_parameter, shared_generator
 from zoestim.gradients import RandomizedEstimator, resolve_estimator
-from zoestim.training._asking import main_device, root_generator
+from zoestim.training._asking import main_device
 from zoestim.training._net import ArrayBatches, ZONet
 from zoestim.training._step import TrainingStep
 
@@ -48,7 +48,7 @@ def _same(old: Any, new: Any) -> bool:
 def make_net(estimator: Any, backend: Backend) -> ZONet:
     """Return an initialised net with a fresh module, optimizer and generators."""
     optimizer_arguments = _optimizer_arguments(estimator)
-    root, device = root_generator(estimator, backend), main_device(estimator.device)
+    root, device = shared_generator(estimator.random_state, backend), main_device(estimator.device)
     module = estimator._make_module(estimator.n_features_in_, draw_seed(root))
     if estimator.precision != "auto":
         module = module.to(PRECISIONS[estimator.precision])

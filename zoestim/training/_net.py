@@ -84,10 +84,7 @@ class ZONet(NeuralNet):
         def ask() -> dict[str, Any]:
             # Another thread may be tracing or drawing, each for the whole process.
             with unchanged_generators(torch.device(self.device)):
-                reply = patience.ask(lambda: step(batch, **fit_params), lambda found: True)
-            if reply.cause is not None:
-                raise reply.cause
-            return reply.value
+                return patience.insist(lambda: step(batch, **fit_params))
 
         found, device = asking.backend.once(ask), torch.device(self.device)
         return pytree.tree_map_only(Tensor, lambda value: value.to(device), found)

@@ -28,10 +28,11 @@ from zoestim.evaluation import (
     as_tensor,
     draw_seed,
     first_parameter,
+    shared_generator,
 )
 from zoestim.gradients import RandomizedEstimator
 from zoestim.sparsity import Pruning
-from zoestim.training._asking import Agreement, make_asking, root_generator
+from zoestim.training._asking import Agreement, make_asking
 from zoestim.training._build import (
     learning_rate,
     make_net,
@@ -218,7 +219,7 @@ def _split(
     estimator: Any, data: TensorDataset, backend: Backend, checkpoint: Checkpoint | None
 ) -> tuple[TensorDataset, TensorDataset]:
     def draw() -> int:
-        return draw_seed(root_generator(estimator, backend)) % 2**32
+        return draw_seed(shared_generator(estimator.random_state, backend)) % 2**32
 
     stratify = data.tensors[1].numpy() if is_classifier(estimator) else None
     indices = train_test_split(
