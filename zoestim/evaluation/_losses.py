@@ -69,7 +69,7 @@ class Losses:
 
     def asks_box(self, names: tuple[str, ...]) -> bool:
         """Return whether queries of some parameters ask a black box, which may be paid for."""
-        return bool(self.boxes(names))
+        return self.program.has_boxes and bool(self.boxes(names))
 
     def boxes(self, names: tuple[str, ...]) -> list[BlackBox]:
         """Return the black boxes that queries of some parameters ask."""

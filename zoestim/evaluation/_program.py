@@ -102,7 +102,7 @@ class Program:
             for node in self.nodes
             if node.op == "call_module"
         }
-        self._has_boxes = any(self._boxes.values())
+        self.has_boxes = any(self._boxes.values())
         self._dependents: dict[frozenset[str], tuple[fx.Node, ...]] = {}
         self.modules: dict[fx.Node, nn.Module] = {}
         self._schedules: dict[tuple[fx.Node, ...], Any] = {}
@@ -154,7 +154,7 @@ class Program:
 
     def boxes(self, nodes: Iterable[fx.Node]) -> list[BlackBox]:
         """Return the black boxes that running some nodes asks."""
-        if not self._has_boxes:
+        if not self.has_boxes:
             return []
         asked = (str(node.target) for node in nodes if node.op == "call_module")
         return [box for target in asked for box in self._boxes[target]]

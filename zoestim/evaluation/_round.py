@@ -213,20 +213,22 @@ class Round:
 
     @contextlib.contextmanager
     def asker(self) -> Iterator[Asker]:
-        """Lend an asker that no other thread uses."""
+        """Lend an asker that no other thread uses, on one torch thread and without autograd."""
         if self.here is not None and threading.get_ident() == self._owner:
-            yield self.here
+            with self.turn():
+                yield self.here  # who asks has arranged the rest
             return
-        with self._lending:
-            if self._given is None:
-                self._given = self._arrived_losses()
-            if not self._idle:
-                self._idle.append(Asker(self._given, self.patience, next(self._numbers)))
-            asker = self._idle.pop()
-        try:
-            yield asker
-        finally:
-            self._idle.append(asker)
+        with one_thread(), torch.no_grad(), self.turn():
+            with self._lending:
+                if self._given is None:
+                    self._given = self._arrived_losses()
+                if not self._idle:
+                    self._idle.append(Asker(self._given, self.patience, next(self._numbers)))
+                asker = self._idle.pop()
+            try:
+                yield asker
+            finally:
+                self._idle.append(asker)
 
     def _arrived_losses(self) -> Losses:
         program = arrived(self._graph(), self.objective.module)
@@ -243,7 +245,7 @@ def answer(round_: Round, tasks: list[int]) -> Answers:
 
     It stops at the first query that fails for good, and brings back what it has.
     """
-    positions, changes, records, found = [], [], [], None
+    positions, changes, failure = [], [], None
     journal, answered = round_.journal, round_.answered
     journalled = journal is not None and journal.is_here
     if journal is not None and journalled:
@@ -252,39 +254,61 @@ def answer(round_: Round, tasks: list[int]) -> Answers:
             positions, changes = [known], [how]
             none = torch.zeros(len(round_.queries), dtype=torch.bool)
             answered = (none if answered is None else answered).index_fill(0, known, True)
-    with one_thread(), torch.no_grad(), round_.turn(), round_.asker() as asker:
+    with round_.asker() as asker:
+        costs = _Costs(asker.worker, together=not round_.known)
         for task in tasks:
-            chunk = round_.chunk(task, answered)
             if round_.stopped.is_set():
                 break
+            chunk = round_.chunk(task, answered)
             if chunk is None:
                 continue
-            started, clock = time.time(), time.perf_counter()
             found = asker.answer(chunk, round_.objective.foldable[chunk.names])
-            seconds = time.perf_counter() - clock
-            positions.append(chunk.positions)
-            changes.append(found.changes)
-            if found.failure is not None:  # then some have no answer
-                there = torch.isfinite(found.changes)
-                positions[-1], changes[-1] = chunk.positions[there], found.changes[there]
+            costs.add(chunk, found.attempts)
+            where, how, failure = chunk.positions, found.changes, found.failure
+            if failure is not None:  # then some have no answer
+                there = torch.isfinite(how)
+                where, how = where[there], how[there]
+            positions.append(where)
+            changes.append(how)
             if journal is not None and journalled:
-                journal.append(positions[-1], changes[-1])
-            first, n = int(chunk.positions[0]), len(chunk)
-            records.append(Record(first, n, started, seconds, found.attempts, asker.worker))
-            if found.failure is not None:
+                journal.append(where, how)
+            if failure is not None:
                 break
-    if records and not round_.known:
-        records = _summed(records)  # nobody pays for the single one
-    failure = found.failure.sendable() if found and found.failure else None
     return Answers(
         torch.cat(positions) if positions else torch.zeros(0, dtype=torch.int64),
         torch.cat(changes) if changes else torch.zeros(0, dtype=torch.float64),
-        tuple(records),
+        tuple(costs.records),
         asker.unfolded,
         dict(asker.losses.ways.slow),
-        failure,
+        failure and failure.sendable(),
         journalled,
     )
+
+
+class _Costs:
+    """The records of what one worker answers; of all of it `together` where nobody pays."""
+
+    def __init__(self, worker: str, together: bool):
+        self.worker = worker
+        self.together = together
+        self.records: list[Record] = []
+        self._started, self._clock = time.time(), time.perf_counter()
+
+    def add(self, chunk: Chunk, attempts: int) -> None:
+        """Note what was asked since the last time."""
+        now, n = time.perf_counter(), len(chunk)
+        seconds = now - self._clock
+        if self.together and self.records:
+            last = self.records[-1]
+            attempts = max(attempts, last.attempts)
+            self.records[-1] = last._replace(
+                n_queries=last.n_queries + n, seconds=last.seconds + seconds, attempts=attempts
+            )
+        else:
+            first = int(chunk.positions[0])
+            record = Record(first, n, self._started, seconds, attempts, self.worker)
+            self.records.append(record)
+        self._started, self._clock = self._started + seconds, now
 
 
 def _found_in_journal(
@@ -297,11 +321,3 @@ def _found_in_journal(
     known = [p for p in asked if p in found and (before is None or not before[p])]
     changes = [found[position] for position in known]
     return torch.tensor(known, dtype=torch.int64), torch.tensor(changes, dtype=torch.float64)
-
-
-def _summed(records: list[Record]) -> list[Record]:
-    """Return one record of all queries that a worker answered together."""
-    first = records[0]
-    n_queries, attempts = sum(r.n_queries for r in records), max(r.attempts for r in records)
-    seconds = sum(r.seconds for r in records)
-    return [first._replace(n_queries=n_queries, seconds=seconds, attempts=attempts)]
