@@ -35,7 +35,7 @@ LOCAL = ["serial", "threading", "loky"]
 def cluster() -> Iterator[None]:
     """Two workers of Dask, each a process, which are started anew when they die."""
     distributed = pytest.importorskip("distributed")
-    processes = {"n_workers": 2, "threads_per_worker": 1, "dashboard_address": None}
+    processes = {"n_workers": 2, "threads_per_worker": 1, "dashboard_address": ":0"}
     with distributed.LocalCluster(**processes) as local, distributed.Client(local):
         yield
 

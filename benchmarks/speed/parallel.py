@@ -66,7 +66,7 @@ def cluster(kind: str, n_workers: int) -> Iterator[None]:
     if kind == "dask":
         import distributed
 
-        processes = {"n_workers": n_workers, "threads_per_worker": 1, "dashboard_address": None}
+        processes = {"n_workers": n_workers, "threads_per_worker": 1, "dashboard_address": ":0"}
         with distributed.LocalCluster(**processes) as local, distributed.Client(local):
             yield
     elif kind == "ray":

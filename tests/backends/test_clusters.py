@@ -19,7 +19,7 @@ from zoestim.backends import JoblibBackend
 def start(kind):
     if kind == "dask":
         import distributed
-        processes = {"n_workers": 2, "threads_per_worker": 2, "dashboard_address": None}
+        processes = {"n_workers": 2, "threads_per_worker": 2, "dashboard_address": ":0"}
         return distributed.Client(distributed.LocalCluster(**processes))
     import ray
     from ray.util.joblib import register_ray
