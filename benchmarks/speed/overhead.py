@@ -27,7 +27,7 @@ def plain_loop(objective: Objective, batch: Batch, queries: CoordinateQueries) -
     found = torch.empty(len(queries), dtype=torch.float64)
     with torch.no_grad(), unchanged_generators(batch.X.device):
         program, done = objective.base(batch)
-        base_loss = float(objective.batch_loss(done.output, batch))
+        base_loss = objective.batch_loss(done.output, batch)
         losses = Losses(objective, batch, program, done, base_loss, None)
         planner = Planner(Asker(losses, Patience()))
         groups = make_groups(queries, objective.parameters, objective.theta())

@@ -84,7 +84,7 @@ def test_weights_give_the_weighted_mean_whatever_the_reduction(reduction: str):
 
 
 def test_a_sum_cannot_be_weighted():
-    with pytest.raises(ValueError, match="reduction='sum', which sample_weight"):
+    with pytest.raises(ValueError, match="reduction='sum', which has no loss of one sample"):
         BatchLoss(nn.CrossEntropyLoss(reduction="sum"))(OUTPUTS, (LABELS, WEIGHT))
 
 

@@ -11,7 +11,7 @@ from torch import Tensor
 
 from zoestim.backends import worker_name
 from zoestim.evaluation._lanes import in_brief, out_of_memory
-from zoestim.evaluation._losses import Losses
+from zoestim.evaluation._losses import Losses, finite_rows
 from zoestim.evaluation._patience import Patience, Reply
 from zoestim.evaluation._plan import Chunk
 from zoestim.evaluation._query_error import Failure, QueryTimeout
@@ -22,8 +22,8 @@ class Answer(NamedTuple):
 
     Parameters
     ----------
-    changes : Tensor of shape (k,), float64
-        NaN for queries that were not answered.
+    changes : Tensor of shape (k,) or (k, n), float64
+        Of the loss, or of that of each sample. NaN for queries that were not answered.
     attempts : int
         How often the one that was asked most often was asked.
     failure : Failure or None
@@ -89,11 +89,11 @@ class Asker:
         """Ask again, each on its own, what gave no finite loss in a fold."""
         if math.isfinite(float(changes.sum())):  # the cheapest look at all of them
             return Answer(changes, attempts)
-        bad = (~torch.isfinite(changes)).nonzero().flatten().tolist()
+        bad = (~finite_rows(changes)).nonzero().flatten().tolist()
         if not bad:
             return Answer(changes, attempts)
         if attempts > self.patience.max_retries:
-            lost = Reply(self.losses.base_loss + float(changes[bad[0]]), None, attempts)
+            lost = Reply(changes[bad[0]], None, attempts)
             return self._failed(chunk, bad[0], lost, changes)
         again = self._lane_by_lane(chunk, bad, attempts)
         changes = changes.index_copy(0, torch.tensor(bad), again.changes[bad])
@@ -103,14 +103,22 @@ class Asker:
         self, chunk: Chunk, lanes: Sequence[int] | None = None, asked: int = 0
     ) -> Answer:
         """Ask queries one by one, until one fails for good."""
-        changes, most = torch.full((len(chunk),), math.nan, dtype=torch.float64), 1
+        changes, most = self._unknown(chunk), 1
         for lane in range(len(chunk)) if lanes is None else lanes:
-            found = self._patiently(lambda: float(self.losses.alone(chunk, [lane])), asked=asked)  # noqa: B023
+            found = self._patiently(
+                lambda: self.losses.alone(chunk, [lane])[0],  # noqa: B023
+                usable=lambda change: bool(finite_rows(change[None])),
+                asked=asked,
+            )
             most = max(most, found.attempts)
-            if found.cause is not None or not math.isfinite(found.value):
+            if found.cause is not None or not finite_rows(found.value[None]):
                 return self._failed(chunk, lane, found, changes)
             changes[lane] = found.value
         return Answer(changes, most)
+
+    def _unknown(self, chunk: Chunk) -> Tensor:
+        shape = (len(chunk), *self.losses.base_loss.shape)
+        return torch.full(shape, math.nan, dtype=torch.float64)
 
     def _patiently(self, function: Any, **how: Any) -> Reply:
         def call() -> Any:
@@ -125,11 +133,12 @@ class Asker:
     def _failed(
         self, chunk: Chunk, lane: int, found: Reply, changes: Tensor | None = None
     ) -> Answer:
-        loss = None if found.value is None else self.losses.base_loss + found.value
+        lost = None if found.value is None else self.losses.base_loss + found.value
+        loss = None if lost is None else float(lost.mean())
         position = int(chunk.positions[lane])
         failure = Failure(position, loss, found.cause, found.attempts, self.worker)
         if changes is None:
-            changes = torch.full((len(chunk),), math.nan, dtype=torch.float64)
+            changes = self._unknown(chunk)
         return Answer(changes, found.attempts, failure)
 
     def _try_fold(self, chunk: Chunk) -> Tensor | None:

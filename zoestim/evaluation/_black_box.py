@@ -1,4 +1,4 @@
-"""A function of parameters and data, which only its values are known of, as a module."""
+"""A function of which only the values are known, as a module."""
 
 from __future__ import annotations
 
@@ -11,11 +11,11 @@ import torch
 from torch import Tensor, nn
 
 Arrays = np.ndarray | Tensor
-Parameters = Arrays | dict[str, Arrays]
+Parameters = Arrays | dict[str, Arrays] | None
 
 
 class BlackBox(nn.Module):
-    """A callable ``f(params, X) -> outputs`` as a torch module, trained by its values alone.
+    """A callable ``f(params, X) -> outputs`` as a torch module, known by its values alone.
 
     It stands on its own as an estimator's `module`, or as one layer inside a torch
     network: ``nn.Sequential(encoder, BlackBox(f, p0), head)``.
@@ -27,15 +27,16 @@ class BlackBox(nn.Module):
         array, or a dict of arrays) and the batch `X` of shape (n, ...); it returns an array
         of shape (n, ...). It gets and returns torch tensors where `initial_params` are
         tensors, numpy arrays otherwise. Its arguments are copies: it may write to them.
-    initial_params : array or dict of str to array
+    initial_params : array, dict of str to array, or None, default=None
         The starting values. Each named array is a layer to the sparsity rules. Integers
-        become float64.
+        become float64. None: there is nothing to train in it, `function` is ``f(X) ->
+        outputs`` on numpy arrays, and what can be trained are the layers before it.
     vectorized : bool or int, default=False
         Whether `function` takes K parameter sets in one call: each array of `params` then
         has a leading axis of length K, and so have the outputs, (K, n, ...). With a batch
-        that differs between the sets (a layer behind a trained one), `X` has it too. A
-        number is the most sets a call may hold, which several workers need to have calls to
-        share; True leaves it to the memory.
+        that differs between the sets (a layer behind a trained one), `X` has it too, and
+        without parameters always. A number is the most sets a call may hold, which several
+        workers need to have calls to share; True leaves it to the memory.
 
     Examples
     --------
@@ -46,12 +47,18 @@ class BlackBox(nn.Module):
     torch.Size([4, 2])
     >>> [name for name, _ in box.named_parameters()]
     ['w']
+
+    A simulator without parameters, behind a network that learns its input:
+
+    >>> network = torch.nn.Sequential(torch.nn.Linear(3, 2), BlackBox(np.sin))
+    >>> network(torch.zeros(4, 3)).shape
+    torch.Size([4, 2])
     """
 
     def __init__(
         self,
-        function: Callable[[Any, Any], Any],
-        initial_params: Parameters,
+        function: Callable[..., Any],
+        initial_params: Parameters = None,
         vectorized: bool | int = False,
     ):
         super().__init__()
@@ -63,12 +70,15 @@ class BlackBox(nn.Module):
         self.function = function
         self.vectorized = vectorized
         self._single = not isinstance(initial_params, Mapping)
-        items: dict[str, Any] = {"params": initial_params}
+        items: dict[str, Any] = {} if initial_params is None else {"params": initial_params}
         if isinstance(initial_params, Mapping):
             items = dict(initial_params)
         self._torch = any(isinstance(value, Tensor) for value in items.values())
-        if not items:
-            raise ValueError("initial_params is empty; expected at least one named array.")
+        if not items and initial_params is not None:
+            raise ValueError(
+                "initial_params is empty; expected at least one named array, or None for a "
+                "function of the data alone."
+            )
         for name, value in items.items():
             self._register(str(name), value)
 
@@ -97,16 +107,18 @@ class BlackBox(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         """Return the outputs of one call of the function, shape (n, ...)."""
-        names, values = zip(*self.named_parameters(recurse=False), strict=True)
-        return _Call.apply(self, names, x, *values)
+        named = dict(self.named_parameters(recurse=False))
+        return _Call.apply(self, tuple(named), x, *named.values())
 
     def call(self, names: tuple[str, ...], x: Tensor, values: tuple[Tensor, ...]) -> Tensor:
         """Ask the function once and return its outputs as a tensor beside the input."""
         given = {name: self._hand_over(value) for name, value in zip(names, values, strict=True)}
-        outputs = self.function(given["params"] if self._single else given, self._hand_over(x))
-        tensor = self._take(outputs).to(x.device)
+        arguments = [given["params"] if self._single else given] if given else []
+        tensor = self._take(self.function(*arguments, self._hand_over(x))).to(x.device)
         # Inside a network the layers around the box set the type; alone its parameters do.
-        return tensor.to(x.dtype if x.is_floating_point() else values[0].dtype)
+        if x.is_floating_point():
+            return tensor.to(x.dtype)
+        return tensor.to(values[0].dtype) if values else tensor
 
     def _take(self, outputs: Any) -> Tensor:
         if isinstance(outputs, Tensor):
@@ -142,7 +154,8 @@ class _Call(torch.autograd.Function):
     @staticmethod
     def forward(box: BlackBox, names: tuple[str, ...], x: Tensor, *values: Tensor) -> Tensor:
         if box.vectorized:  # one set is a stack of one
-            return box.call(names, x, tuple(value[None] for value in values))[0]
+            data = x if values else x[None]
+            return box.call(names, data, tuple(value[None] for value in values))[0]
         return box.call(names, x, values)
 
     @staticmethod

@@ -16,7 +16,7 @@ from zoestim.evaluation._asker import Asker
 from zoestim.evaluation._cut import has_boxes
 from zoestim.evaluation._elsewhere import known_nodes
 from zoestim.evaluation._journal import Journal
-from zoestim.evaluation._losses import Losses
+from zoestim.evaluation._losses import Losses, finite_rows
 from zoestim.evaluation._objective import Batch, Objective
 from zoestim.evaluation._patience import Patience
 from zoestim.evaluation._plan import Part, make_groups, make_parts
@@ -54,10 +54,10 @@ class Evaluation:
 
     Attributes
     ----------
-    base_loss : float
-        The loss at the module's own parameters.
-    losses : Tensor of shape (n_queries,), float64
-        The loss of each query.
+    base_losses : Tensor of shape () or (n,), float64
+        The loss at the module's own parameters, or that of each sample.
+    losses : Tensor of shape (n_queries,) or (n_queries, n), float64
+        The loss of each query, or that of each sample.
     outputs : Any
         What the module returned at its own parameters.
     tensors : dict from name to Tensor
@@ -67,11 +67,16 @@ class Evaluation:
         What the queries cost.
     """
 
-    base_loss: float
+    base_losses: Tensor
     losses: Tensor
     outputs: Any
     tensors: dict[str, Tensor]
     records: tuple[Record, ...] = ()
+
+    @property
+    def base_loss(self) -> float:
+        """The loss at the module's own parameters, or the mean of the samples'."""
+        return float(self.base_losses.mean())
 
 
 def evaluate(
@@ -117,7 +122,8 @@ def evaluate(
         driver = _Driver(objective, batch, queries, asking, base)
         with unchanged_attributes(objective.module):
             losses = base.loss + driver.all_changes()
-    return Evaluation(base.loss, losses, base.done.output, base.done.tensors, tuple(driver.records))
+    done, records = base.done, tuple(driver.records)
+    return Evaluation(base.loss, losses, done.output, done.tensors, records)
 
 
 @contextlib.contextmanager
@@ -140,7 +146,7 @@ class _Base:
     done: Pass
     known: dict[str, Known]
     draws: RandomState | None  # what the criterion is to draw, if it draws at all
-    loss: float
+    loss: Tensor
 
 
 def _ask_base(objective: Objective, batch: Batch, asking: Asking) -> _Base:
@@ -152,12 +158,12 @@ def _ask_base(objective: Objective, batch: Batch, asking: Asking) -> _Base:
     kept: list[_Base] = []
     journal = asking.journal
 
-    def ask() -> tuple[float, dict[str, Known]]:
+    def ask() -> tuple[Tensor, dict[str, Known]]:
         before = None if journal is None else journal.base()
         if before is not None:
             return before
         reply = asking.patience.ask(
-            lambda: _base_pass(objective, batch), lambda base: base.loss - base.loss == 0
+            lambda: _base_pass(objective, batch), lambda base: bool(base.loss.isfinite().all())
         )
         if isinstance(reply.cause, ValueError | TypeError):
             raise reply.cause  # of outputs or targets that cannot be used, which says what to do
@@ -182,12 +188,12 @@ def _base_pass(
     objective: Objective,
     batch: Batch,
     known: dict[str, Known] | None = None,
-    loss: float | None = None,
+    loss: Tensor | None = None,
 ) -> _Base:
     program, done = objective.base(batch, known)
     draws = None if objective.loss.draws_nothing else RandomState.current(batch.X.device)
     if loss is None:
-        loss = float(objective.batch_loss(done.output, batch))
+        loss = objective.batch_loss(done.output, batch).cpu()
         if draws is not None and draws == RandomState.current(batch.X.device):
             draws = None
     return _Base(program, done, known_nodes(program, done), draws, loss)
@@ -205,7 +211,8 @@ class _Driver:
         self.asker = Asker(losses, asking.patience)
         self.planner = Planner(self.asker)
         self.records: list[Record] = []
-        self.changes = torch.full((len(queries),), torch.nan, dtype=torch.float64)
+        shape = (len(queries), *base.loss.shape)
+        self.changes = torch.full(shape, torch.nan, dtype=torch.float64)
 
     def all_changes(self) -> Tensor:
         """Return by how much each query changes the loss."""
@@ -230,14 +237,14 @@ class _Driver:
         if self.asking.journal is not None:
             answers = self.asking.backend.once(self.asking.journal.answers)
             for position, change in answers.items():
-                self.changes[position] = change
+                self.changes[position] = torch.tensor(change, dtype=torch.float64)
 
     def _collect(self, round_: Round) -> None:
         """Have answered what is not, and again what a worker had that was lost."""
         backend, retries = self.asking.backend, self.asking.patience.max_retries
         alone = not hasattr(backend, "same")  # ranks find out in any case if they ask the same
         for lost in range(retries + 1):
-            open_ = self.changes.isnan()
+            open_ = ~finite_rows(self.changes)
             answered = None if bool(open_.all()) else ~open_
             todo = [k for k, p in enumerate(round_.parts) if answered is None or self._is_open(p)]
             if not todo and alone:
@@ -298,12 +305,12 @@ class _Driver:
 
 
 def _refuse_nonfinite_base(base: _Base, batch: Batch) -> None:
-    if base.loss == base.loss and abs(base.loss) != float("inf"):
+    if bool(base.loss.isfinite().all()):
         return
     leaves = [v for v in pytree.tree_leaves(base.done.output) if isinstance(v, Tensor)]
     finite = all(bool(torch.isfinite(leaf).all()) for leaf in leaves)
     cause = "although its outputs are finite" if finite else "and so are some of its outputs"
     raise QueryError(
-        f"The loss at the current parameters is {base.loss} on {batch.label}, {cause}; expected a "
-        "finite number. Check the data and the criterion, or lower lr."
+        f"The loss at the current parameters is {float(base.loss.mean())} on {batch.label}, "
+        f"{cause}; expected a finite number. Check the data and the criterion, or lower lr."
     )

@@ -66,7 +66,7 @@ class Journal:
         if len(positions):
             self._write({"positions": positions.tolist(), "changes": changes.tolist()})
 
-    def append_base(self, base_loss: float, known: Mapping[str, Known]) -> None:
+    def append_base(self, base_loss: Tensor, known: Mapping[str, Known]) -> None:
         """Keep the loss at the parameters and what black boxes gave, if that is plain tensors."""
         plain = all(
             isinstance(node.value, Tensor) and not node.kept and not node.tensors
@@ -74,22 +74,23 @@ class Journal:
         )
         if plain:
             nodes = {name: _packed(node.value) for name, node in known.items()}
-            self._write({"base_loss": base_loss, "known": nodes})
+            self._write({"base_loss": base_loss.tolist(), "known": nodes})
 
-    def answers(self) -> dict[int, float]:
+    def answers(self) -> dict[int, Any]:
         """Return by how much queries change the loss, as far as they were answered."""
-        found: dict[int, float] = {}
+        found: dict[int, Any] = {}
         for line in self._lines():
             if line["round"] == self.round and "positions" in line:
                 found.update(zip(line["positions"], line["changes"], strict=True))
         return found
 
-    def base(self) -> tuple[float, dict[str, Known]] | None:
+    def base(self) -> tuple[Tensor, dict[str, Known]] | None:
         """Return the loss at the parameters and what black boxes gave, if that is known."""
         for line in self._lines():
             if line["round"] == self.round and "known" in line:
                 known = {name: _unpacked(value) for name, value in line["known"].items()}
-                return line["base_loss"], {n: Known(v, {}, {}) for n, v in known.items()}
+                loss = torch.tensor(line["base_loss"], dtype=torch.float64)
+                return loss, {n: Known(v, {}, {}) for n, v in known.items()}
         return None
 
     def _write(self, content: dict[str, Any]) -> None:

@@ -39,7 +39,7 @@ _CRITERIA: dict[Any, type[nn.Module]] = {
 
 
 class BatchLoss(nn.Module):
-    """The loss of one batch, as a scalar float64 tensor.
+    """The loss of one batch, as a scalar float64 tensor, or that of each of its samples.
 
     Parameters
     ----------
@@ -50,6 +50,9 @@ class BatchLoss(nn.Module):
     flatten : bool, default=False
         Whether outputs (n, 1) reach the criterion as (n,) where y has that shape. Against each
         other the two would broadcast to (n, n).
+    per_sample : bool, default=False
+        Whether to return one loss a sample, of shape (n,), rather than their mean. Weights
+        are then left to the caller.
 
     Notes
     -----
@@ -57,9 +60,15 @@ class BatchLoss(nn.Module):
     losses, so a torch criterion is used with ``reduction="none"``.
     """
 
-    def __init__(self, criterion: Callable[[Any, Any], Any], flatten: bool = False):
+    def __init__(
+        self,
+        criterion: Callable[[Any, Any], Any],
+        flatten: bool = False,
+        per_sample: bool = False,
+    ):
         super().__init__()
         self.flatten = flatten
+        self.per_sample = per_sample
         if isinstance(criterion, type) or not callable(criterion):
             raise TypeError(
                 f"criterion must be a callable (outputs, y) -> loss; got {criterion!r}. Pass an "
@@ -74,13 +83,14 @@ class BatchLoss(nn.Module):
         if self.flatten and isinstance(outputs, Tensor) and outputs.shape == (len(y), 1):
             outputs = outputs.reshape(y.shape) if y.numel() == len(y) else outputs
         outputs, matched = _match(self.criterion, outputs, y)
-        criterion = self.criterion if weight is None else self._per_sample()
+        each_sample = weight is not None or self.per_sample
+        criterion = self._unreduced() if each_sample else self.criterion
         losses = criterion(outputs, matched)
         if not isinstance(losses, Tensor):
             device = y.device if isinstance(y, Tensor) else None
             losses = torch.as_tensor(losses, dtype=torch.float64, device=device)
         if losses.ndim == 0:
-            self._refuse_weights(weight)
+            self._refuse_one_number(weight)
             return losses.to(torch.float64)
         if losses.shape[0] != len(y):
             raise ValueError(
@@ -95,6 +105,8 @@ class BatchLoss(nn.Module):
             )
         each = losses.to(torch.float64)
         each = each.flatten(1).mean(1) if each.ndim > 1 else each
+        if self.per_sample:
+            return each
         if weight is None:
             return each.mean()
         return weighted_mean(each, weight, self._class_weights(y))
@@ -119,22 +131,24 @@ class BatchLoss(nn.Module):
         if each is None:
             return None
         each = each.to(torch.float64)
-        if reduction == "none" or weight is not None:
+        if reduction == "none" or weight is not None or self.per_sample:
             each = each.flatten(2).mean(2) if each.ndim > 2 else each
+            if self.per_sample:
+                return each
             if weight is None:
                 return each.mean(1)
             return weighted_mean(each, weight, self._class_weights(y))
         total = each.flatten(1).sum(1)
         return total / (mean_divisor(self.criterion, outputs.base, y) if reduction == "mean" else 1)
 
-    def _per_sample(self) -> Callable[[Any, Any], Any]:
+    def _unreduced(self) -> Callable[[Any, Any], Any]:
         reduction = getattr(self.criterion, "reduction", "none")
         if reduction == "none":
             return self.criterion
         if reduction != "mean":
             raise ValueError(
-                f"{_name(self.criterion)} has reduction={reduction!r}, which sample_weight or "
-                "class_weight cannot weigh; expected 'mean' or 'none'."
+                f"{_name(self.criterion)} has reduction={reduction!r}, which has no loss of one "
+                "sample that could be weighed; expected 'mean' or 'none'."
             )
         unreduced = copy.copy(self.criterion)
         unreduced.reduction = "none"
@@ -147,13 +161,15 @@ class BatchLoss(nn.Module):
             return weight[y] if self.criterion.reduction == "mean" and y.ndim == 1 else None
         return None
 
-    def _refuse_weights(self, weight: Tensor | None) -> None:
+    def _refuse_one_number(self, weight: Tensor | None) -> None:
+        name, needed = _name(self.criterion), "Return one loss a sample, shape (n_samples,)"
         if weight is not None:
             raise ValueError(
-                f"{_name(self.criterion)} returns one number a batch, which sample_weight or "
-                "class_weight cannot weigh. Return one loss a sample, shape (n_samples,), or "
-                "leave the weights out."
+                f"{name} returns one number a batch, which sample_weight or class_weight cannot "
+                f"weigh. {needed}, or leave the weights out."
             )
+        if self.per_sample:
+            raise ValueError(f"{name} returns one number a batch. {needed}.")
 
 
 def weighted_mean(losses: Tensor, weight: Tensor, scale: Tensor | None = None) -> Tensor:

@@ -31,8 +31,8 @@ class Losses:
         The data.
     program, done : Program, Pass
         The graph and its features.
-    base_loss : float
-        The loss at the module's own parameters.
+    base_loss : Tensor of shape () or (n,), float64
+        The loss at the module's own parameters, or that of each sample.
     draws : RandomState or None
         What the criterion is to draw, if it draws at all.
 
@@ -48,7 +48,7 @@ class Losses:
         batch: Batch,
         program: Program,
         done: Pass,
-        base_loss: float,
+        base_loss: Tensor,
         draws: RandomState | None,
     ):
         self.objective = objective
@@ -81,7 +81,8 @@ class Losses:
         for lane in lanes:
             outputs = self.program.rerun(self.done, chunk.lane(lane))
             losses.append(self._criterion(outputs).cpu())
-        return (torch.stack(losses) - self.base_loss) * chunk.stretch()[lanes]
+        changes = torch.stack(losses) - self.base_loss
+        return changes * chunk.stretch()[lanes].view(-1, *[1] * self.base_loss.ndim)
 
     def folded(self, chunk: Chunk) -> Tensor:
         """Return by how much queries change the loss, all of them run together."""
@@ -97,7 +98,7 @@ class Losses:
         """Return by how much changed outputs change the loss."""
         leaves, spec = pytree.tree_flatten(outputs)
         if not any(isinstance(leaf, Value) and leaf.change is not None for leaf in leaves):
-            return torch.zeros(n_lanes, dtype=torch.float64)
+            return torch.zeros(n_lanes, *self.base_loss.shape, dtype=torch.float64)
         if isinstance(outputs, Value) and self.draws is None:
             closed = self.objective.loss.changes(outputs, self.batch.target)
             if closed is not None:
@@ -108,3 +109,8 @@ class Losses:
 
         losses, _ = self.ways.run(operation, leaves, "criterion")
         return losses[1:] - losses[0]
+
+
+def finite_rows(changes: Tensor) -> Tensor:
+    """Return which rows hold finite numbers alone: answers, of one loss or one a sample."""
+    return torch.isfinite(changes)[:, None].flatten(1).all(1)

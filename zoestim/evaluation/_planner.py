@@ -90,9 +90,10 @@ class Planner:
         if found.failure is not None or not chunk.names:
             return True  # it is no worse than on its own
         precision = torch.finfo(chunk.theta[chunk.names[0]].dtype)
-        rounding = 64 * precision.eps * max(1.0, abs(self._losses.base_loss))
+        rounding = 64 * precision.eps * max(1.0, float(self._losses.base_loss.abs().max()))
         changes = found.changes
-        lanes = sorted({0, 1 + int(changes[1:].abs().argmax()) if len(chunk) > 1 else 0})
+        sizes = changes.abs()[:, None].flatten(1).sum(1)
+        lanes = sorted({0, 1 + int(sizes[1:].argmax()) if len(chunk) > 1 else 0})
         rtol = 1e-6 if precision.eps < 1e-12 else 1e-2
         rtol = 0.2 if self.objective.matrix_type is not None else rtol
         expected = self._losses.alone(chunk, lanes)

@@ -43,7 +43,7 @@ def evaluate_mean(
         return found[0]
     return replace(
         found[0],
-        base_loss=sum(each.base_loss for each in found) / len(found),
+        base_losses=torch.stack([each.base_losses for each in found]).mean(0),
         losses=torch.stack([each.losses for each in found]).mean(0),
         records=tuple(record for each in found for record in each.records),
     )

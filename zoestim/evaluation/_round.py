@@ -19,7 +19,7 @@ from torch.utils import _pytree as pytree
 from zoestim.evaluation._asker import Asker
 from zoestim.evaluation._elsewhere import Sent, arrived, sent
 from zoestim.evaluation._journal import Journal
-from zoestim.evaluation._losses import Losses
+from zoestim.evaluation._losses import Losses, finite_rows
 from zoestim.evaluation._objective import Batch, Objective
 from zoestim.evaluation._patience import Patience
 from zoestim.evaluation._plan import Chunk, FoldSize, Part, make_groups, make_parts
@@ -68,8 +68,8 @@ class Answers(NamedTuple):
     ----------
     positions : Tensor of shape (k,), int64
         Which queries were answered.
-    changes : Tensor of shape (k,), float64
-        By how much they change the loss.
+    changes : Tensor of shape (k,) or (k, n), float64
+        By how much they change the loss, or that of each sample.
     records : tuple of Record
         What they cost.
     unfolded : dict from parameter names to str
@@ -125,7 +125,7 @@ class Round:
     sizes: Sequence[FoldSize]
     known: dict[str, Known]
     random: dict[str, RandomState]
-    base_loss: float
+    base_loss: Tensor
     draws: RandomState | None
     patience: Patience
     journal: Journal | None = None
@@ -266,7 +266,7 @@ def answer(round_: Round, tasks: list[int]) -> Answers:
             costs.add(chunk, found.attempts)
             where, how, failure = chunk.positions, found.changes, found.failure
             if failure is not None:  # then some have no answer
-                there = torch.isfinite(how)
+                there = finite_rows(how)
                 where, how = where[there], how[there]
             positions.append(where)
             changes.append(how)
@@ -276,7 +276,7 @@ def answer(round_: Round, tasks: list[int]) -> Answers:
                 break
     return Answers(
         torch.cat(positions) if positions else torch.zeros(0, dtype=torch.int64),
-        torch.cat(changes) if changes else torch.zeros(0, dtype=torch.float64),
+        torch.cat(changes) if changes else round_.base_loss.new_empty(0, *round_.base_loss.shape),
         tuple(costs.records),
         asker.unfolded,
         dict(asker.losses.ways.slow),
@@ -319,5 +319,5 @@ def _found_in_journal(
     pieces = [piece for task in tasks for piece in round_.parts[round_.todo[task]].pieces]
     asked = [position for piece in pieces for position in piece.tolist() if found]
     known = [p for p in asked if p in found and (before is None or not before[p])]
-    changes = [found[position] for position in known]
-    return torch.tensor(known, dtype=torch.int64), torch.tensor(changes, dtype=torch.float64)
+    changes = torch.tensor([found[position] for position in known], dtype=torch.float64)
+    return torch.tensor(known, dtype=torch.int64), changes
