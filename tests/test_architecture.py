@@ -19,6 +19,7 @@ ALLOWED: dict[str, set[str]] = {
     "models": set(),
     "datasets": set(),
     "propagation": set(),
+    "certification": {"backends"},
     "evaluation": {"backends", "gradients", "propagation"},
     "training": {
         "_modules",
