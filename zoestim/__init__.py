@@ -1,6 +1,7 @@
 """zoestim: train models from function values alone, as scikit-learn estimators."""
 
 from zoestim._classifier import ZOClassifier
+from zoestim._display import CertifiedAccuracyDisplay
 from zoestim._estimate import GradientEstimate, estimate_gradient
 from zoestim._explain import Explanation, explain
 from zoestim._load import load
@@ -13,6 +14,7 @@ __version__ = "0.1.0.dev0"
 
 __all__ = [
     "BlackBox",
+    "CertifiedAccuracyDisplay",
     "Explanation",
     "FeatureReuseWarning",
     "GradientEstimate",
