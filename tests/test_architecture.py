@@ -19,6 +19,7 @@ ALLOWED: dict[str, set[str]] = {
     "models": set(),
     "datasets": set(),
     "propagation": set(),
+    "certification": {"backends"},
     "evaluation": {"backends", "gradients", "propagation"},
     "training": {
         "_modules",
@@ -39,6 +40,7 @@ ALLOWED: dict[str, set[str]] = {
     "_noise": set(),
     "_smoothing": {"_asked", "_balance", "_noise", "evaluation", "gradients"},
     "_explain": {"evaluation", "propagation"},
+    "_display": {"certification"},
     "_base": {"_modules", "_parameters", "_persistence", "evaluation", "training"},
     "_classifier": {"_base", "_parameters", "evaluation", "gradients"},
     "_regressor": {"_base", "evaluation"},

@@ -1,17 +1,20 @@
 """zoestim: train models from function values alone, as scikit-learn estimators."""
 
 from zoestim._classifier import ZOClassifier
+from zoestim._display import CertifiedAccuracyDisplay
 from zoestim._estimate import GradientEstimate, estimate_gradient
 from zoestim._explain import Explanation, explain
 from zoestim._load import load
 from zoestim._regressor import ZORegressor
 from zoestim._smoothing import SmoothingSuggestion, suggest_smoothing
+from zoestim.certification import certify_counts, clopper_pearson_lower, max_certifiable_radius
 from zoestim.evaluation import BlackBox, FeatureReuseWarning, QueryError
 
 __version__ = "0.1.0.dev0"
 
 __all__ = [
     "BlackBox",
+    "CertifiedAccuracyDisplay",
     "Explanation",
     "FeatureReuseWarning",
     "GradientEstimate",
@@ -19,8 +22,11 @@ __all__ = [
     "SmoothingSuggestion",
     "ZOClassifier",
     "ZORegressor",
+    "certify_counts",
+    "clopper_pearson_lower",
     "estimate_gradient",
     "explain",
     "load",
+    "max_certifiable_radius",
     "suggest_smoothing",
 ]
