@@ -25,7 +25,7 @@ from zoestim.evaluation import (
     has_boxes,
     unchanged_generators,
 )
-from zoestim.training import CallbackSupportMixin, main_device, prepare
+from zoestim.training import CallbackSupportMixin, TrainingStep, main_device, prepare
 
 PREDICT_BATCH = 1024
 
@@ -36,6 +36,9 @@ class BaseZOEstimator(CallbackSupportMixin, ZOParameters):
     A subclass gives `_encode_target`, `_default_criterion`, `_output_sizes` and
     `_check_outputs`, and turns outputs into predictions.
     """
+
+    _step = TrainingStep  # how a gradient is found
+    _counts_samples = False  # whether a query is a loss on one sample, rather than on a batch
 
     @_fit_context(prefer_skip_nested_validation=True)
     def fit(self, X: Any, y: Any, sample_weight: Any = None) -> Self:

@@ -11,7 +11,7 @@ from typing import Any
 import torch
 from torch import nn
 
-from zoestim.evaluation import BlackBox, RandomState, first_parameter, unchanged_generators
+from zoestim.evaluation import BlackBox, drawing_from, first_parameter
 from zoestim.models import MLP
 
 
@@ -42,9 +42,7 @@ def build_module(
     TypeError, ValueError
         If the module cannot be built; the message says what to pass.
     """
-    cpu = torch.device("cpu")
-    with unchanged_generators(cpu):
-        RandomState.seeded(seed, cpu).restore()
+    with drawing_from(seed, torch.device("cpu")):
         built = _build(module, initial_params, arguments, sizes)
     first_parameter(built)  # refuses to have none
     return built

@@ -22,7 +22,7 @@ from zoestim.evaluation._parameters import ParameterMap
 from zoestim.evaluation._patience import MAX_RETRIES, Patience
 from zoestim.evaluation._propagate import Propagation, Visit
 from zoestim.evaluation._query_error import QueryError
-from zoestim.evaluation._random import RandomState, unchanged_generators
+from zoestim.evaluation._random import RandomState, drawing_from, unchanged_generators
 from zoestim.evaluation._repeat import evaluate_mean
 from zoestim.evaluation._round import Record
 from zoestim.evaluation._state_hash import state_hash
@@ -53,6 +53,7 @@ __all__ = [
     "assumed",
     "counted",
     "draw_seed",
+    "drawing_from",
     "evaluate",
     "evaluate_mean",
     "first_parameter",

@@ -11,7 +11,7 @@ from torch import Tensor
 
 from zoestim.evaluation._parameters import ParameterMap
 from zoestim.evaluation._propagate import Fold
-from zoestim.gradients import CoordinateQueries, DirectionQueries, Queries
+from zoestim.gradients import CoordinateQueries, DirectionQueries, Queries, RowQueries
 from zoestim.propagation import Dense, Entry
 
 
@@ -186,7 +186,7 @@ def make_groups(
     queries: Queries, parameters: ParameterMap, theta: dict[str, Tensor]
 ) -> list[Group]:
     """Group queries by the parameters that they perturb."""
-    if isinstance(queries, DirectionQueries):
+    if not isinstance(queries, CoordinateQueries):
         return [_directions(queries, parameters, theta)]
     order = queries.indices.argsort(stable=True)
     starts = torch.tensor([parameters.starts[name] for name in parameters.names])
@@ -220,15 +220,13 @@ def _coordinates(
 
 
 def _directions(
-    queries: DirectionQueries, parameters: ParameterMap, theta: dict[str, Tensor]
+    queries: DirectionQueries | RowQueries, parameters: ParameterMap, theta: dict[str, Tensor]
 ) -> Group:
     held = zip(parameters.names, queries.segments, strict=True)
     names = tuple(name for name, count in held if count)
 
     def chunk(part: Tensor) -> Chunk:
-        moves = torch.zeros(len(part), parameters.size, dtype=torch.float64)
-        for lane, query in enumerate(part.tolist()):
-            moves[lane, queries.coordinates] = queries.steps[query] * queries.direction(query)
+        moves = queries.moves(part, parameters.size)
         changes: dict[str, Entry | Dense] = {}
         for name in names:
             start, size = parameters.starts[name], parameters.sizes[name]

@@ -84,3 +84,11 @@ def unchanged_generators(device: torch.device) -> Iterator[None]:
             yield
         finally:
             state.restore()
+
+
+@contextmanager
+def drawing_from(seed: int, device: torch.device) -> Iterator[None]:
+    """Let the global generators draw from a seed, and leave them as they were."""
+    with unchanged_generators(device):
+        RandomState.seeded(seed, device).restore()
+        yield

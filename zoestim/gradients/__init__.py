@@ -9,6 +9,7 @@ from zoestim.gradients._types import (
     DirectionQueries,
     GradientEstimator,
     Queries,
+    RowQueries,
     SparseGradient,
 )
 
@@ -23,6 +24,7 @@ __all__ = [
     "GradientEstimator",
     "Queries",
     "RandomizedEstimator",
+    "RowQueries",
     "SparseGradient",
     "resolve_estimator",
 ]

@@ -27,6 +27,12 @@ class CoordinateQueries:
     def __len__(self) -> int:
         return len(self.indices)
 
+    def moves(self, part: Tensor, size: int) -> Tensor:
+        """Return how far some queries move each of `size` coordinates, (k, size), float64."""
+        moves = torch.zeros(len(part), size, dtype=torch.float64)
+        moves[torch.arange(len(part)), self.indices[part]] = self.steps[part]
+        return moves
+
 
 @dataclass(frozen=True)
 class DirectionQueries:
@@ -68,8 +74,52 @@ class DirectionQueries:
             return torch.cat([part / part.norm() for part in noise.split(self.segments)])
         return noise
 
+    def moves(self, part: Tensor, size: int) -> Tensor:
+        """Return how far some queries move each of `size` coordinates, (k, size), float64."""
+        moves = torch.zeros(len(part), size, dtype=torch.float64)
+        for lane, query in enumerate(part.tolist()):
+            moves[lane, self.coordinates] = self.steps[query] * self.direction(query)
+        return moves
 
-Queries = CoordinateQueries | DirectionQueries
+
+@dataclass(frozen=True)
+class RowQueries:
+    """Queries of each row of a parameter, asked together: query k moves every row.
+
+    A row is what belongs to one sample, so that the losses of the samples answer the queries of
+    all rows at once.
+
+    Parameters
+    ----------
+    rows : tuple of CoordinateQueries or DirectionQueries
+        The queries of each row, equally many, on the coordinates of a row.
+    size : int
+        The number of coordinates of a row.
+    """
+
+    rows: tuple[CoordinateQueries | DirectionQueries, ...]
+    size: int
+
+    def __len__(self) -> int:
+        return len(self.rows[0])
+
+    @property
+    def steps(self) -> Tensor:
+        """How far the first row is moved; the others may differ in direction alone."""
+        return self.rows[0].steps
+
+    @property
+    def segments(self) -> tuple[int, ...]:
+        """How many coordinates the parameter has."""
+        return (len(self.rows) * self.size,)
+
+    def moves(self, part: Tensor, size: int) -> Tensor:
+        """Return how far some queries move each of `size` coordinates, (k, size), float64."""
+        found = {id(row): row.moves(part, self.size) for row in self.rows}
+        return torch.stack([found[id(row)] for row in self.rows], 1).reshape(len(part), size)
+
+
+Queries = CoordinateQueries | DirectionQueries | RowQueries
 
 
 @dataclass(frozen=True)

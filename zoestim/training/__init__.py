@@ -2,6 +2,7 @@
 
 from zoestim.training._asking import main_device
 from zoestim.training._build import make_net
+from zoestim.training._chain import Chain, ChainStep
 from zoestim.training._query_log import QueryLog
 from zoestim.training._session import prepare
 from zoestim.training._sklearn_callbacks import CallbackSupportMixin
@@ -9,6 +10,8 @@ from zoestim.training._step import StepSettings, TrainingStep
 
 __all__ = [
     "CallbackSupportMixin",
+    "Chain",
+    "ChainStep",
     "QueryLog",
     "StepSettings",
     "TrainingStep",

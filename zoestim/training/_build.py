@@ -13,7 +13,6 @@ from zoestim.evaluation import PRECISIONS, draw_seed, first_parameter, shared_ge
 from zoestim.gradients import RandomizedEstimator, resolve_estimator
 from zoestim.training._asking import main_device
 from zoestim.training._net import ArrayBatches, ZONet
-from zoestim.training._step import TrainingStep
 
 BUILT_FROM = ("module", "initial_params", "criterion", "optimizer", "precision", "device")
 MOMENTUM = 0.9  # Sec. 6.1
@@ -69,7 +68,7 @@ def make_net(estimator: Any, backend: Backend) -> ZONet:
     )
     net.initialize()
     net.zo_built_from = build_parameters(estimator)
-    net.zo_step = TrainingStep(torch.Generator().manual_seed(draw_seed(root)))
+    net.zo_step = estimator._step(torch.Generator().manual_seed(draw_seed(root)))
     net.iterator_train__proceed = net.zo_step.affordable
     return net
 

@@ -118,7 +118,7 @@ class ArrayBatches:
     generator : torch.Generator, optional
         Draws the orders.
     proceed : callable, optional
-        Asked before each batch; False ends the epoch.
+        Asked before each batch with its size; False ends the epoch.
     device : torch.device or str, default="cpu"
         Where the batches go.
     """
@@ -129,7 +129,7 @@ class ArrayBatches:
         batch_size: int,
         shuffle: bool = False,
         generator: torch.Generator | None = None,
-        proceed: Callable[[], bool] | None = None,
+        proceed: Callable[[int], bool] | None = None,
         device: torch.device | str = "cpu",
     ):
         self.dataset = dataset
@@ -146,7 +146,7 @@ class ArrayBatches:
         n = len(self.dataset)
         order = torch.randperm(n, generator=self.generator) if self.shuffle else torch.arange(n)
         for indices in order.split(batch_sizes(n, self.batch_size)):
-            if self.proceed is not None and not self.proceed():
+            if self.proceed is not None and not self.proceed(len(indices)):
                 return
             X, *target = (part.to(self.device) for part in self.dataset[indices])
             yield X, tuple(target) if len(target) > 1 else target[0]

@@ -133,7 +133,7 @@ def prepare(
     net.batch_size = _batch_size(estimator, len(training))
     reserved = len(net.get_iterator(validation)) if validation else 0
     objective = estimator._make_objective(net.module_, net.criterion_)
-    settings = _settings(estimator, asking, reserved)
+    settings = _settings(estimator, net, asking, reserved)
     _check_pruning(settings.pruning, objective)
     net.zo_step.begin(settings, objective)
     net.lr = learning_rate(estimator)
@@ -172,7 +172,7 @@ def _checkpoint(estimator: Any, epochs: int | None, backend: Backend) -> Checkpo
     return Checkpoint(estimator.checkpoint, backend)
 
 
-def _settings(estimator: Any, asking: Asking, reserved: int) -> StepSettings:
+def _settings(estimator: Any, net: ZONet, asking: Asking, reserved: int) -> StepSettings:
     pruning = estimator.pruning
     return StepSettings(
         estimator=strategy_of(estimator),
@@ -184,6 +184,7 @@ def _settings(estimator: Any, asking: Asking, reserved: int) -> StepSettings:
         max_queries=estimator.max_queries,
         reserved=reserved,
         n_repeats=estimator.n_repeats,
+        samples_a_query=net.batch_size if estimator._counts_samples else None,
         asking=asking,
     )
 

@@ -49,6 +49,9 @@ class StepSettings:
         Queries that the validation of an epoch will need.
     n_repeats : int
         How often each query is asked, to average what it gives.
+    samples_a_query : int or None
+        How many samples a batch has, where queries are counted by sample; None where each
+        counts once.
     asking : Asking
         Where queries are asked, and how patiently.
     """
@@ -62,6 +65,7 @@ class StepSettings:
     max_queries: int | None
     reserved: int = 0
     n_repeats: int = 1
+    samples_a_query: int | None = None
     asking: Asking = field(default_factory=Asking)
 
 
@@ -76,7 +80,7 @@ class TrainingStep:
     Attributes
     ----------
     n_queries : int
-        Losses asked for so far.
+        Losses asked for so far, of batches or of samples.
     n_steps : int
         Steps that were finished.
     n_rounds : int
@@ -152,24 +156,30 @@ class TrainingStep:
         self.responded |= found.base_loss == 0 or bool((found.losses != found.base_loss).any())
         return found.base_loss, found.outputs
 
-    def ask(self, batch: Batch, queries: Queries, seed: int) -> Evaluation:
-        """Have queries answered, and count and log them."""
+    def ask(
+        self, batch: Batch, queries: Queries, seed: int, objective: Objective | None = None
+    ) -> Evaluation:
+        """Have queries answered, of the fit's objective or of another, and count and log them."""
         settings, device = self.settings, batch.X.device
-        self.n_queries += settings.n_repeats * (len(queries) + 1)
+        self.n_queries += settings.n_repeats * (len(queries) + 1) * self._price(len(batch.X))
         draws = [RandomState.seeded(seed + r, device) for r in range(settings.n_repeats)]
         journal = settings.asking.journal
         asking = replace(settings.asking, journal=journal and journal.of(self.n_rounds))
         self.n_rounds += settings.n_repeats
-        found = evaluate_mean(self.objective, batch, queries, draws, asking)
+        found = evaluate_mean(objective or self.objective, batch, queries, draws, asking)
         self.log.add(self.epoch, self.n_steps, found.records)
         return found
 
-    def next_cost(self) -> int:
-        """Return how many queries the next step needs, with scores that fall due."""
-        queries = 1 + self.settings.estimator.n_queries(self._n_active())
-        return self.scoring_due() + self.settings.n_repeats * queries
+    def next_cost(self, n_samples: int | None = None) -> int:
+        """Return how many queries the next step needs, with scores that fall due.
 
-    def scoring_due(self) -> int:
+        By default on a batch of the usual size.
+        """
+        queries = 1 + self.settings.estimator.n_queries(self._n_active())
+        asked = self.settings.n_repeats * queries * self._price(n_samples)
+        return self.scoring_due(n_samples) + asked
+
+    def scoring_due(self, n_samples: int | None = None) -> int:
         """Return how many of them are for scores."""
         if self.schedule is not None:
             scoring = self.schedule.scores_next(self.epoch)
@@ -177,14 +187,19 @@ class TrainingStep:
             scoring = self._sparse and isinstance(self.settings.pruning, Pruning)
         kind = getattr(self.settings.pruning, "scores", "")
         cost = scoring_cost(kind, self.settings.n_pruning_queries)
-        return scoring * cost * self.settings.n_repeats
+        return scoring * cost * self.settings.n_repeats * self._price(n_samples)
 
-    def affordable(self) -> bool:
+    def _price(self, n_samples: int | None) -> int:
+        """Return what one loss on a batch counts."""
+        usual = self.settings.samples_a_query
+        return 1 if usual is None else usual if n_samples is None else n_samples
+
+    def affordable(self, n_samples: int | None = None) -> bool:
         """Return whether the budget allows the next step and the validation after it."""
         if self.objective.refresh():
             self._prunable, self.schedule = prunable(self.objective), None
         limit = self.settings.max_queries
-        needed = self.n_queries + self.next_cost() + self.settings.reserved
+        needed = self.n_queries + self.next_cost(n_samples) + self.settings.reserved
         return limit is None or needed <= limit
 
     @property
