@@ -68,6 +68,11 @@ class StepSettings:
     samples_a_query: int | None = None
     asking: Asking = field(default_factory=Asking)
 
+    def price(self, n_samples: int | None) -> int:
+        """Return what a loss on a batch counts; None is a batch of the usual size."""
+        usual = self.samples_a_query
+        return 1 if usual is None else usual if n_samples is None else n_samples
+
 
 class TrainingStep:
     """One step of Alg. 2 after another: draw coordinates, ask, combine, write ``.grad``.
@@ -161,7 +166,7 @@ class TrainingStep:
     ) -> Evaluation:
         """Have queries answered, of the fit's objective or of another, and count and log them."""
         settings, device = self.settings, batch.X.device
-        self.n_queries += settings.n_repeats * (len(queries) + 1) * self._price(len(batch.X))
+        self.n_queries += settings.n_repeats * (len(queries) + 1) * settings.price(len(batch.X))
         draws = [RandomState.seeded(seed + r, device) for r in range(settings.n_repeats)]
         journal = settings.asking.journal
         asking = replace(settings.asking, journal=journal and journal.of(self.n_rounds))
@@ -176,7 +181,7 @@ class TrainingStep:
         By default on a batch of the usual size.
         """
         queries = 1 + self.settings.estimator.n_queries(self._n_active())
-        asked = self.settings.n_repeats * queries * self._price(n_samples)
+        asked = self.settings.n_repeats * queries * self.settings.price(n_samples)
         return self.scoring_due(n_samples) + asked
 
     def scoring_due(self, n_samples: int | None = None) -> int:
@@ -187,12 +192,7 @@ class TrainingStep:
             scoring = self._sparse and isinstance(self.settings.pruning, Pruning)
         kind = getattr(self.settings.pruning, "scores", "")
         cost = scoring_cost(kind, self.settings.n_pruning_queries)
-        return scoring * cost * self.settings.n_repeats * self._price(n_samples)
-
-    def _price(self, n_samples: int | None) -> int:
-        """Return what one loss on a batch counts."""
-        usual = self.settings.samples_a_query
-        return 1 if usual is None else usual if n_samples is None else n_samples
+        return scoring * cost * self.settings.n_repeats * self.settings.price(n_samples)
 
     def affordable(self, n_samples: int | None = None) -> bool:
         """Return whether the budget allows the next step and the validation after it."""
