@@ -95,11 +95,18 @@ class Journal:
 
     def _write(self, content: dict[str, Any]) -> None:
         line = json.dumps({"run": self.run, "round": self.round, **content}) + "\n"
-        file = os.open(self.path, os.O_WRONLY | os.O_APPEND | os.O_CREAT, 0o644)
         try:
-            os.write(file, line.encode())
-        finally:
-            os.close(file)
+            file = os.open(self.path, os.O_WRONLY | os.O_APPEND | os.O_CREAT, 0o644)
+            try:
+                os.write(file, line.encode())
+            finally:
+                os.close(file)
+        except OSError as error:
+            raise OSError(
+                error.errno,
+                f"The journal {self.path} could not be written ({error.strerror}); expected room "
+                "for an answer. Make some, or set journal_queries=False, and start the fit again.",
+            ) from error
 
     def _lines(self) -> list[dict[str, Any]]:
         """Return the lines of this fit; a process may have been killed within the last."""

@@ -20,6 +20,7 @@ from zoestim._persistence import parse, read
 from zoestim.backends import Backend, SerialBackend
 from zoestim.evaluation import Journal
 from zoestim.training._fingerprint import digest, refuse_another
+from zoestim.training._lock import Lock
 from zoestim.training._net import ZONet
 from zoestim.training._state import Snapshot, capture, restore, shuffling, stored_in, storing
 
@@ -65,7 +66,8 @@ class Checkpoint(Callback):
         self._latest: Snapshot | None = None
         self._written: Snapshot | None = None
         self._seconds, self._at = 0.0, 0.0
-        read, journal = (backend or SerialBackend()).once(lambda: _opened(path))
+        self._lock = Lock(self.path.with_name(f".{self.path.name}.lock"))
+        read, journal = (backend or SerialBackend()).once(lambda: _opened(path, self._lock))
         self.journal: Journal = journal
         self._own["run"] = journal.run
         if read is not None:
@@ -139,6 +141,10 @@ class Checkpoint(Callback):
         self._latest = capture(net, shuffling(net).get_state())
         self.write(finished=reason)
 
+    def close(self) -> None:
+        """Let another fit have the file."""
+        self._lock.release()
+
     def write(self, finished: str | None = None) -> None:
         """Write the state as of the last whole step, unless the file has it."""
         snapshot = self._latest
@@ -158,7 +164,15 @@ class Checkpoint(Callback):
             "rows": encode(rows, leaf, ("history",)),
             "row": encode(snapshot.row, leaf, ("history", str(len(rows)))),
         }
-        _replace(self.path, json.dumps(content), tensors)
+        try:
+            _replace(self.path, json.dumps(content), tensors)
+        except OSError as error:
+            raise OSError(
+                error.errno,
+                f"The checkpoint {self.path} could not be written ({error.strerror or error}); it "
+                "is as the last write left it, and the estimator has all steps. Make room, or let "
+                "it be written, and start the fit again: it goes on from the file.",
+            ) from error
         self._written, self._at = snapshot, time.monotonic()
         self._seconds = self._at - began
         self.journal.forget(snapshot.n_rounds)
@@ -167,12 +181,17 @@ class Checkpoint(Callback):
 def _usable(path: Any) -> Path:
     """Return the file that a path means, also after a change of the working folder."""
     found = Path(path).resolve()
-    if found.is_dir() or not (found.parent.is_dir() and os.access(found.parent, os.W_OK)):
-        raise ValueError(
-            f"checkpoint={os.fspath(path)!r} cannot be written: expected the path of a file in "
-            "a folder that exists and may be written to. Make it first, or pass another path."
-        )
+    is_file = found.is_file() or not found.exists()
+    if not (is_file and found.parent.is_dir() and os.access(found.parent, os.W_OK)):
+        raise _unwritable(path)
     return found
+
+
+def _unwritable(path: Any) -> ValueError:
+    return ValueError(
+        f"checkpoint={os.fspath(path)!r} cannot be written: expected the path of a file in "
+        "a folder that exists and may be written to. Make it first, or pass another path."
+    )
 
 
 def _temporary(path: Path) -> Path:
@@ -183,11 +202,25 @@ def _beside(path: Path, suffix: str) -> Path:
     return path.with_name(path.name + suffix)
 
 
-def _opened(path: Any) -> tuple[tuple[dict[str, Any], Snapshot] | None, Journal]:
+def _opened(path: Any, lock: Lock) -> tuple[tuple[dict[str, Any], Snapshot] | None, Journal]:
     """Return what a file holds, if it is there, and the journal of its fit, or of a new one."""
     file = _usable(path)
-    _temporary(file).unlink(missing_ok=True)  # of a process that was killed
-    read = _read(file) if file.exists() else None
+    try:
+        holder = lock.acquire()
+    except OSError as error:
+        raise _unwritable(path) from error
+    if holder is not None:
+        raise ValueError(
+            f"checkpoint={os.fspath(path)!r} is in use by another fit, of the process {holder}; "
+            "expected a path of its own for each fit. Wait until that one has ended, or pass "
+            "another path."
+        )
+    try:
+        _temporary(file).unlink(missing_ok=True)  # of a process that was killed
+        read = _read(file) if file.exists() else None
+    except BaseException:
+        lock.release()
+        raise
     run = uuid.uuid4().hex if read is None else read[0]["run"]
     return read, Journal(_beside(file, ".journal"), run)
 

@@ -81,13 +81,12 @@ class Session:
         """Train, and store what was learned, also if training fails."""
         estimator.net_, estimator.module_ = self.net, self.net.module_
         reason = "error"
-        if self.checkpoint is not None and self.checkpoint.finished is not None:
-            _store(estimator, self.objective)
-            estimator.termination_condition_ = self.checkpoint.finished
-            return
-        if self.checkpoint is not None and self.checkpoint.found is not None:
-            self.net.zo_resumption = self.checkpoint
         try:
+            if self.checkpoint is not None and self.checkpoint.finished is not None:
+                reason = self.checkpoint.finished
+                return
+            if self.checkpoint is not None and self.checkpoint.found is not None:
+                self.net.zo_resumption = self.checkpoint
             with _attached(self.net, self.callbacks), _kept(self.checkpoint):
                 self.net.partial_fit(self.training, None)
             reason = _termination(self.net, self.callbacks, self.n_before)
@@ -102,6 +101,8 @@ class Session:
                     stacklevel=5,
                 )
         finally:
+            if self.checkpoint is not None:
+                self.checkpoint.close()
             backend = self.net.zo_step.settings.asking.backend
             if backend is not estimator.backend:
                 backend.close()
@@ -122,6 +123,28 @@ def prepare(
     """Make a fit ready to run: `target` is y encoded; `epochs` None is one at a constant rate."""
     asking = make_asking(estimator)
     checkpoint = _checkpoint(estimator, epochs, asking.backend)
+    try:
+        return _prepared(
+            estimator, X, y, target, weight, asking, checkpoint, continued=continued, epochs=epochs
+        )
+    except BaseException:
+        if checkpoint is not None:
+            checkpoint.close()
+        raise
+
+
+def _prepared(
+    estimator: Any,
+    X: np.ndarray,
+    y: Any,
+    target: np.ndarray,
+    weight: np.ndarray | None,
+    asking: Asking,
+    checkpoint: Checkpoint | None,
+    *,
+    continued: bool,
+    epochs: int | None,
+) -> Session:
     if continued:
         refuse_new_build(estimator)
     if checkpoint is not None and estimator.journal_queries:
@@ -288,7 +311,8 @@ def _kept(checkpoint: Checkpoint | None) -> Iterator[None]:
             if checkpoint is not None:
                 checkpoint.write()
         except Exception as another:
-            error.add_note(f"Its last steps could not be written to a checkpoint: {another}")
+            if str(another) != str(error):  # not the write that ended it
+                error.add_note(f"Its last steps could not be written to a checkpoint: {another}")
         raise
 
 
