@@ -219,6 +219,74 @@ def test_a_killed_fit_asks_no_answered_query_again(tmp_path: Path):
     assert not (tmp_path / "fit.journal").exists()
 
 
+CLUSTER = """
+import subprocess, sys, time
+import numpy as np
+from distributed import Client
+from zoestim import BlackBox, QueryError, ZOClassifier
+
+folder = sys.argv[1]
+
+def box(params, inputs):
+    time.sleep(0.01)
+    return inputs @ params
+
+def model(**more):
+    return ZOClassifier(
+        BlackBox(box, np.zeros((10, 3))), sparsity=0, max_epochs=4, random_state=0,
+        checkpoint=folder + "/fit", **more,
+    )
+
+def end_the_scheduler(net, *args, **kwargs):
+    if net.zo_step.n_steps == 2:
+        scheduler.kill()
+        scheduler.wait()
+
+def start(*command):
+    command = [sys.executable, "-m", "distributed.cli." + command[0], *command[1:]]
+    return subprocess.Popen([*command, "--scheduler-file", folder + "/cluster", "--no-dashboard"])
+
+if __name__ == "__main__":
+    from skorch.callbacks import Callback
+    scheduler = start("dask_scheduler", "--port", "0")
+    worker = start("dask_worker", "--nthreads", "2", "--death-timeout", "10", "--no-nanny")
+    try:
+        X = np.linspace(-1, 1, 60).reshape(6, 10)
+        Client(scheduler_file=folder + "/cluster").wait_for_workers(1)
+        cut = Callback()
+        cut.on_batch_begin = end_the_scheduler
+        fit = model(n_jobs=2, backend="dask", callbacks=[cut], max_retries=1)
+        try:
+            fit.fit(X, [0, 1, 2] * 2)
+        except QueryError as error:
+            print(error)
+        print(fit.n_iter_, "epochs are kept")
+        print(len(model().fit(X, [0, 1, 2] * 2).query_log_), "queries were left")
+    finally:
+        worker.kill(), scheduler.kill()
+"""
+
+
+def test_a_cluster_whose_scheduler_ends_is_given_up_and_nothing_is_lost(tmp_path: Path):
+    pytest.importorskip("distributed")
+    (tmp_path / "script.py").write_text(CLUSTER)
+    root = str(Path(__file__).parents[1])
+    environment = {
+        **os.environ,
+        "PYTHONPATH": os.pathsep.join([root, os.environ.get("PYTHONPATH", "")]),
+        "DASK_DISTRIBUTED__COMM__TIMEOUTS__CONNECT": "2s",
+    }
+    command = [sys.executable, str(tmp_path / "script.py"), str(tmp_path)]
+    done = subprocess.run(command, capture_output=True, text=True, env=environment, check=False)
+    assert done.returncode == 0, done.stderr[-4000:]
+    assert (
+        "Workers were lost 2 times on batch 1 of epoch 3 while 30 queries were open" in done.stdout
+    )
+    assert "the end of a cluster" in done.stdout
+    assert "2 epochs are kept" in done.stdout
+    assert "60 queries were left" in done.stdout
+
+
 def test_the_journal_needs_a_checkpoint():
     model = ZOClassifier(journal_queries=True)
     with pytest.raises(ValueError, match=r"journal_queries=True .* expected checkpoint=PATH too"):

@@ -54,6 +54,7 @@ class JoblibBackend:
         self.backend = backend
         self._pool: joblib.Parallel | None = None
         self._seconds: float | None = None  # that a unit of work has taken so far
+        self._own_memory = False
 
     def map(
         self, function: Answer[Shared, Result], shared: Shared, work: Sequence[float]
@@ -65,8 +66,10 @@ class JoblibBackend:
         Unsendable
             If workers are processes and what they need cannot be pickled.
         """
-        backend, n_jobs = self._active()
-        if _answers_here(backend, n_jobs):
+        self._own_memory = False
+        backend, n_jobs = self._active()  # which fails where a cluster is gone
+        self._own_memory = _answers_here(backend, n_jobs)
+        if self._own_memory:
             yield from SerialBackend().map(function, shared, work)
             return
         # As long as nobody knows what a query takes, shares are few.
@@ -103,8 +106,8 @@ class JoblibBackend:
 
     @property
     def own_memory(self) -> bool:
-        """Whether everything is answered here, without workers."""
-        return _answers_here(*self._active())
+        """Whether the last call was answered here, without workers."""
+        return self._own_memory  # to ask a cluster that is gone would take its time once more
 
     def close(self) -> None:
         """Stop workers that were started for this backend alone."""

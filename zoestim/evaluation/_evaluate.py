@@ -273,7 +273,8 @@ class _Driver:
             f"Workers were lost {self.asking.patience.max_retries + 1} times on "
             f"{self.batch.label} while {sum(map(len, open_))} queries were open, the first at "
             f"{first}: {type(error).__name__}: {error}. Look at what kills them (memory, a crash "
-            "in the black box), or raise max_retries."
+            "in the black box, the end of a cluster), or raise max_retries; what was learned is "
+            "kept."
         )
 
     def _is_open(self, part: Part) -> bool:
