@@ -7,6 +7,7 @@ import signal
 import subprocess
 import sys
 from collections.abc import Iterator
+from concurrent.futures import Future
 from pathlib import Path
 
 import cloudpickle
@@ -19,7 +20,16 @@ from benchmarks.faults import faulty
 from benchmarks.faults.faulty import Faulty, Flaky
 from zoestim import BlackBox, QueryError, ZOClassifier
 from zoestim.backends import Backend, JoblibBackend, SerialBackend
-from zoestim.evaluation import Asking, Batch, BatchLoss, Evaluation, Journal, Objective, Patience
+from zoestim.evaluation import (
+    Asking,
+    Batch,
+    BatchLoss,
+    Evaluation,
+    Journal,
+    Objective,
+    Patience,
+    _patience,
+)
 from zoestim.evaluation import evaluate as ask
 from zoestim.gradients import CoordinateEstimator
 
@@ -177,6 +187,18 @@ def test_a_call_of_many_sets_is_asked_again_for_those_that_failed():
     found = ask(objective, Batch(X, Y), queries)
     assert torch.isfinite(found.losses).all()
     assert sizes == [1, 10, 10, 1, 10]
+
+
+def test_an_answer_in_the_instant_of_the_timeout_counts(monkeypatch):
+    class Late(Future):
+        def result(self, timeout=None):
+            found = super().result()
+            if timeout is not None:
+                raise TimeoutError
+            return found
+
+    monkeypatch.setattr(_patience, "Future", Late)
+    assert Patience(timeout=1.0).within_time(lambda: 7) == 7
 
 
 # --- Killed fits

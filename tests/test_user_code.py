@@ -4,12 +4,19 @@ import copy
 import pickle
 from concurrent.futures import ThreadPoolExecutor
 
+import cloudpickle
 import numpy as np
 import pytest
 import torch
 from torch import nn
 
-from zoestim import BlackBox, FeatureReuseWarning, QueryError, estimate_gradient
+from zoestim import (
+    BlackBox,
+    FeatureReuseWarning,
+    QueryError,
+    ZORegressor,
+    estimate_gradient,
+)
 
 pytestmark = pytest.mark.usefixtures("global_rng_untouched")
 
@@ -99,3 +106,73 @@ def test_an_error_of_a_black_box_says_what_was_moved():
     with pytest.raises(QueryError, match=text) as raised:
         estimate_gradient(box, nn.MSELoss(), INPUTS, INPUTS[:, :1])
     assert isinstance(raised.value.__cause__, OSError)
+
+
+class Refusal(Exception):
+    """Asks for arguments that it does not hand to its base, so that it cannot be unpickled."""
+
+    def __init__(self, device: str, code: int):
+        super().__init__(f"{device} refused with {code}.")
+        self.code = code
+
+
+class Mute(Exception):
+    """Cannot tell its text."""
+
+    def __str__(self) -> str:
+        raise RuntimeError("no text")
+
+
+def raises(error):
+    """Return a black box that raises an error where its parameter is moved."""
+
+    def box(params, X):
+        if params[0]:
+            raise error()
+        return X[:, :1] * params
+
+    return BlackBox(box, np.zeros(1))
+
+
+def estimate_with(error, backend: str):
+    """Return the error of an estimate whose queries raise another."""
+    how = {"n_jobs": 2, "backend": backend, "max_retries": 0}
+    with pytest.raises(QueryError) as raised:
+        estimate_gradient(raises(error), nn.MSELoss(), INPUTS, INPUTS[:, :1], **how)
+    return raised.value
+
+
+def refuse():
+    return Refusal("The meter", 7)
+
+
+@pytest.mark.parametrize("backend", ["sequential", "threading"])
+def test_an_error_in_this_process_is_the_cause_itself(backend: str):
+    error = estimate_with(refuse, backend)
+    assert "Refusal: The meter refused with 7. Mend its cause" in str(error)
+    assert isinstance(error.__cause__, Refusal)
+    assert error.__cause__.code == 7
+
+
+def test_an_error_of_another_process_says_where_it_was_raised():
+    cause = estimate_with(refuse, "loky").__cause__
+    assert str(cause) == "Refusal: The meter refused with 7."
+    assert "raise error()" in cause.__notes__[0]
+    cause = estimate_with(ZeroDivisionError, "loky").__cause__
+    assert isinstance(cause, ZeroDivisionError)
+    assert "raise error()" in cause.__notes__[0]
+
+
+@pytest.mark.parametrize("backend", ["sequential", "threading", "loky"])
+def test_an_error_that_cannot_tell_its_text_is_named(backend: str):
+    assert r"Mute: (its text cannot be had). Mend" in str(estimate_with(Mute, backend))
+
+
+def test_a_fit_of_functions_of_a_script_comes_back_from_a_worker():
+    """As with `cross_validate(..., return_estimator=True, n_jobs=2)`."""
+    inputs = np.linspace(-1, 1, 24).reshape(12, 2)
+    model = ZORegressor(lambda params, X: X @ params, initial_params=np.zeros(2), max_epochs=2)
+    model.fit(inputs, inputs.sum(1))
+    again = pickle.loads(cloudpickle.dumps(model))
+    assert np.array_equal(again.predict(inputs), model.predict(inputs))
+    assert again.fit(inputs, inputs.sum(1)).n_queries_ == model.n_queries_

@@ -22,7 +22,7 @@ from zoestim.evaluation._patience import Patience
 from zoestim.evaluation._plan import Part, make_groups, make_parts
 from zoestim.evaluation._planner import Planner
 from zoestim.evaluation._program import Known, Pass, Program
-from zoestim.evaluation._query_error import Failure, QueryError
+from zoestim.evaluation._query_error import Failure, QueryError, text_of
 from zoestim.evaluation._random import RandomState, unchanged_generators
 from zoestim.evaluation._round import Answers, Record, Round, answer
 from zoestim.evaluation._threads import one_thread
@@ -272,7 +272,7 @@ class _Driver:
         return (
             f"Workers were lost {self.asking.patience.max_retries + 1} times on "
             f"{self.batch.label} while {sum(map(len, open_))} queries were open, the first at "
-            f"{first}: {type(error).__name__}: {error}. Look at what kills them (memory, a crash "
+            f"{first}: {text_of(error).rstrip('.')}. Look at what kills them (memory, a crash "
             "in the black box, the end of a cluster), or raise max_retries; what was learned is "
             "kept."
         )

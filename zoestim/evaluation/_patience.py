@@ -105,6 +105,6 @@ class Patience:
         try:
             return reply.result(self.timeout)
         except TimeoutError as error:
-            if reply.done():
-                raise  # an error of the function's own
+            if reply.done():  # in this instant, or with such an error of its own
+                return reply.result()
             raise QueryTimeout(f"no answer within query_timeout={self.timeout:g} s") from error

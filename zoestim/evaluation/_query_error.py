@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import pickle
-from typing import NamedTuple
+import traceback
+from typing import Any, NamedTuple
 
 
 class QueryError(RuntimeError):
@@ -52,13 +53,22 @@ class Failure(NamedTuple):
     attempts: int
     worker: str
 
-    def sendable(self) -> Failure:
-        """Return the failure with a cause that survives the way between processes."""
-        try:
-            pickle.loads(pickle.dumps(self.cause))
-        except Exception:
-            return self._replace(cause=RuntimeError(f"{type(self.cause).__name__}: {self.cause}"))
-        return self
+    def __reduce__(self) -> tuple[Any, ...]:
+        """Send the failure with a cause that survives the way, and a note of where it was raised.
+
+        A traceback does not survive it, nor every exception: some ask for arguments that they do
+        not keep.
+        """
+        cause = self.cause
+        if cause is not None:
+            where = "".join(traceback.format_tb(cause.__traceback__))
+            try:
+                cause = pickle.loads(pickle.dumps(cause))
+            except Exception:
+                cause = RuntimeError(text_of(cause))
+            if where:
+                cause.add_note(f"Raised by worker {self.worker}:\n{where}")
+        return Failure, (self.position, self.loss, cause, self.attempts, self.worker)
 
     def describe(self, where: str, label: str) -> str:
         """Return what :class:`QueryError` says of it."""
@@ -74,5 +84,13 @@ class Failure(NamedTuple):
             advice = "Raise query_timeout, or max_retries if it seldom hangs."
         return (
             f"The query at {where} failed on {label}{times} by worker {self.worker}: "
-            f"{type(self.cause).__name__}: {self.cause}. {advice}"
+            f"{text_of(self.cause).rstrip('.')}. {advice}"
         )
+
+
+def text_of(error: BaseException) -> str:
+    """Return the type and text of an error, also of one that cannot tell its text."""
+    try:
+        return f"{type(error).__name__}: {error}"
+    except Exception:
+        return f"{type(error).__name__}: (its text cannot be had)"

@@ -280,7 +280,7 @@ def answer(round_: Round, tasks: list[int]) -> Answers:
         tuple(costs.records),
         asker.unfolded,
         dict(asker.losses.ways.slow),
-        failure and failure.sendable(),
+        failure,
         journalled,
     )
 

@@ -6,6 +6,7 @@ import itertools
 from collections.abc import Callable, Iterator
 from typing import Any, Protocol
 
+import cloudpickle
 import torch
 from skorch import NeuralNet
 from skorch.dataset import unpack_data
@@ -44,6 +45,17 @@ class ZONet(NeuralNet):
 
     zo_step: TrainingStep
     zo_resumption: Resumption | None = None
+
+    def __getstate__(self) -> dict[str, Any]:
+        try:
+            return super().__getstate__()
+        except Exception:
+            # skorch pickles by itself what may be on a GPU, by references alone: a function or
+            # class of a script is out of its reach where a worker sends its net back.
+            state = dict(vars(self))
+            kinds = tuple(self.cuda_dependent_attributes_)
+            apart = {key: state.pop(key) for key in vars(self) if key.startswith(kinds)}
+            return {**state, "__cuda_dependent_attributes__": cloudpickle.dumps(apart)}
 
     def fit_loop(self, X: Any, y: Any = None, epochs: int | None = None, **kwargs: Any) -> Any:
         """Run the epochs, or those that an earlier process left."""
