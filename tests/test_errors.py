@@ -335,11 +335,22 @@ def test_a_fit_that_fails_at_its_first_query_is_still_a_fit():
 
 def test_the_user_may_interrupt_a_fit_and_keep_what_was_learned():
     model = boxed(Breaks(3 * STEP + 4, raises(KeyboardInterrupt)), lr_schedule="constant")
-    model.fit(X, Y)
+    with pytest.warns(
+        UserWarning, match="interrupted in epoch 4, after 3 training steps"
+    ) as warned:
+        model.fit(X, Y)
+    assert warned[0].filename == __file__
     assert same(model, boxed(max_epochs=3, lr_schedule="constant").fit(X, Y))
     assert (model.n_iter_, model.termination_condition_) == (3, "callback")
 
 
+def test_an_interrupt_of_the_first_step_is_not_taken_for_a_step_too_short():
+    with pytest.warns(UserWarning, match="was interrupted in epoch 1, after 0") as warned:
+        boxed(Breaks(2, raises(KeyboardInterrupt))).fit(X, Y)
+    assert len(warned) == 1
+
+
+@pytest.mark.filterwarnings("ignore:The fit was interrupted")
 @pytest.mark.parametrize("error", [OSError, KeyboardInterrupt])
 def test_training_goes_on_after_a_fit_that_failed(error: type):
     model = boxed(Breaks(2 * STEP + 4, raises(error)), warm_start=True, max_epochs=3)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import itertools
 from collections.abc import Callable, Iterator
 from typing import Any, Protocol
@@ -41,10 +42,14 @@ class ZONet(NeuralNet):
         Estimates the gradients.
     zo_resumption : Resumption or None
         The fit that is to go on, until it does.
+    zo_interrupted : bool
+        Whether queries were interrupted, by hand or by a black box: callbacks end a fit by the
+        same exception, which skorch keeps to itself.
     """
 
     zo_step: TrainingStep
     zo_resumption: Resumption | None = None
+    zo_interrupted: bool = False
 
     def __getstate__(self) -> dict[str, Any]:
         try:
@@ -84,7 +89,8 @@ class ZONet(NeuralNet):
         y, weight = target if isinstance(target, tuple) else (target, None)
         number = len(self.history[-1]["batches"])
         label = f"batch {number} of epoch {len(self.history)}"
-        loss, outputs = self.zo_step(Batch(X, y, weight, label))
+        with self._noticing_interrupts():
+            loss, outputs = self.zo_step(Batch(X, y, weight, label))
         return {"loss": torch.tensor(loss, dtype=torch.float64), "y_pred": outputs}
 
     def validation_step(self, batch: Any, **fit_params: Any) -> dict[str, Any]:
@@ -98,8 +104,17 @@ class ZONet(NeuralNet):
             with unchanged_generators(torch.device(self.device)):
                 return patience.insist(lambda: step(batch, **fit_params))
 
-        found, device = asking.backend.once(ask), torch.device(self.device)
+        with self._noticing_interrupts():
+            found, device = asking.backend.once(ask), torch.device(self.device)
         return pytree.tree_map_only(Tensor, lambda value: value.to(device), found)
+
+    @contextlib.contextmanager
+    def _noticing_interrupts(self) -> Iterator[None]:
+        try:
+            yield
+        except KeyboardInterrupt:
+            self.zo_interrupted = True
+            raise
 
 
 def batch_sizes(n_samples: int, batch_size: int) -> list[int]:

@@ -87,19 +87,13 @@ class Session:
                 return
             if self.checkpoint is not None and self.checkpoint.found is not None:
                 self.net.zo_resumption = self.checkpoint
+            self.net.zo_interrupted = False
             with _attached(self.net, self.callbacks), _kept(self.checkpoint):
                 self.net.partial_fit(self.training, None)
             reason = _termination(self.net, self.callbacks, self.n_before)
             if self.checkpoint is not None:
                 self.checkpoint.end(self.net, reason)
-            if not self.net.zo_step.responded:
-                warnings.warn(
-                    "No query changed the loss, so nothing was learned: the step is too small "
-                    "for outputs that are rounded or counted. Raise "
-                    f"smoothing={estimator.smoothing}.",
-                    ConvergenceWarning,
-                    stacklevel=5,
-                )
+            _warn(self.net, estimator.smoothing)
         finally:
             if self.checkpoint is not None:
                 self.checkpoint.close()
@@ -314,6 +308,23 @@ def _kept(checkpoint: Checkpoint | None) -> Iterator[None]:
             if str(another) != str(error):  # not the write that ended it
                 error.add_note(f"Its last steps could not be written to a checkpoint: {another}")
         raise
+
+
+def _warn(net: ZONet, smoothing: float) -> None:
+    """Say what a caller would not see by itself of a fit that returned."""
+    if net.zo_interrupted:
+        warnings.warn(
+            f"The fit was interrupted in epoch {len(net.history)}, after {net.zo_step.n_steps} "
+            "training steps, and keeps what they learned. Call fit again to train in full.",
+            stacklevel=6,
+        )
+    elif not net.zo_step.responded:
+        warnings.warn(
+            "No query changed the loss, so nothing was learned: the step is too small for outputs "
+            f"that are rounded or counted. Raise smoothing={smoothing}.",
+            ConvergenceWarning,
+            stacklevel=6,
+        )
 
 
 def _store(estimator: Any, objective: Objective) -> None:
