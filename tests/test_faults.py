@@ -189,6 +189,21 @@ def test_a_call_of_many_sets_is_asked_again_for_those_that_failed():
     assert sizes == [1, 10, 10, 1, 10]
 
 
+@pytest.mark.parametrize("kind", [None, "threading"])
+def test_a_timeout_changes_nothing_of_a_network_around_a_box(kind: str | None, tmp_path: Path):
+    with torch.random.fork_rng(devices=[]):
+        layers = nn.Linear(10, 10).double(), nn.Dropout(), nn.Linear(3, 3).double()
+    net = nn.Sequential(*layers[:2], BlackBox(Faulty(tmp_path), np.ones((10, 3))), layers[2])
+    settings = {"sparsity": 0.9, "pruning": "uniform", "max_epochs": 2, "early_stopping": True}
+    settings |= {"validation_fraction": 0.5, "random_state": 0, "n_jobs": 2, "backend": kind}
+    models = [
+        ZOClassifier(net, query_timeout=timeout, max_retries=0, **settings).fit(X.numpy(), Y)
+        for timeout in (None, 5.0)
+    ]
+    assert models[0].loss_curve_ == models[1].loss_curve_
+    assert np.array_equal(*(model.predict_proba(X.numpy()) for model in models))
+
+
 def test_an_answer_in_the_instant_of_the_timeout_counts(monkeypatch):
     class Late(Future):
         def result(self, timeout=None):

@@ -162,6 +162,9 @@ def _ask_base(objective: Objective, batch: Batch, asking: Asking) -> _Base:
         before = None if journal is None else journal.base()
         if before is not None:
             return before
+        # Not in the thread of a timed call: it would wait for the generators, which are set aside
+        # here, as long as here the call is waited for.
+        objective.prepare(batch)
         reply = asking.patience.ask(
             lambda: _base_pass(objective, batch), lambda base: bool(base.loss.isfinite().all())
         )

@@ -146,6 +146,22 @@ class Objective:
         # A worker has the graph from elsewhere.
         return {**vars(self), "_program": None, "_check_outputs": None, "costs": {}}
 
+    def prepare(self, batch: Batch) -> Program:
+        """Return the program, cut anew if the graph is no longer the module's; no box is asked."""
+        program, doubted = self._program, self._doubted
+        self._doubted = False
+        if program is not None and doubted:
+            try:
+                prove(program, batch.X)
+            except Untraceable:
+                program = None
+        if program is None:
+            program, self.reuse = cut(self.module, batch.X, self.feature_reuse)
+            self.ways = Ways(self.reuse.unfolded)
+            self.foldable, self.costs, self.proven = {}, {}, set()  # they were another graph's
+            self._program = program
+        return program
+
     def base(self, batch: Batch, known: Mapping[str, Known] | None = None) -> tuple[Program, Pass]:
         """Run the whole graph once, at the module's own parameters.
 
@@ -156,14 +172,11 @@ class Objective:
         known : dict from node name to Known, optional
             What black boxes gave in a pass elsewhere.
         """
-        if self._program is None or not self._holds(self._program, batch):
-            self._program, self.reuse = cut(self.module, batch.X, self.feature_reuse)
-            self.ways = Ways(self.reuse.unfolded)
-            self.foldable, self.costs, self.proven = {}, {}, set()  # they were another graph's
-        done = self._program.run(batch.X.clone(), known)  # a node may write to its input
+        program = self.prepare(batch)
+        done = program.run(batch.X.clone(), known)  # a node may write to its input
         if self._check_outputs is not None:
             self._check_outputs(done.output, batch)
-        return self._program, done
+        return program, done
 
     def batch_loss(self, outputs: Any, batch: Batch, wide: bool = False) -> Tensor:
         """Return the loss of outputs; a criterion may write to what it is given.
@@ -181,13 +194,3 @@ class Objective:
     def distrust(self) -> None:
         """Ask for the graph to be proven once more: code outside may have set attributes."""
         self._doubted = self.reuse.active and not has_boxes(self.module)
-
-    def _holds(self, program: Program, batch: Batch) -> bool:
-        """Return whether the graph that was cut is still that of the module."""
-        doubted, self._doubted = self._doubted, False
-        if doubted:
-            try:
-                prove(program, batch.X)
-            except Untraceable:
-                return False
-        return True
