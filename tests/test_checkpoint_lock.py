@@ -8,6 +8,7 @@ import threading
 from pathlib import Path
 
 import pytest
+import torch
 from skorch.callbacks import Callback
 
 from case_checkpoints import Counts, Killed, alike, fitted
@@ -138,4 +139,4 @@ def test_a_full_disk_is_named_with_the_file_and_what_is_left(tmp_path: Path, mon
 @pytest.mark.skipif(not Path("/dev/full").exists(), reason="needs a device that is always full")
 def test_a_journal_without_room_says_so():
     with pytest.raises(OSError, match=r"journal /dev/full could not be written \(No space left"):
-        Journal(Path("/dev/full")).append_base(1.0, {})
+        Journal(Path("/dev/full")).append(torch.tensor([0]), torch.tensor([0.5]))
