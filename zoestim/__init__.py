@@ -1,6 +1,7 @@
 """zoestim: train models from function values alone, as scikit-learn estimators."""
 
 from zoestim._classifier import ZOClassifier
+from zoestim._denoiser_defense import ZODenoiserDefense
 from zoestim._display import CertifiedAccuracyDisplay
 from zoestim._estimate import GradientEstimate, estimate_gradient
 from zoestim._explain import Explanation, explain
@@ -21,6 +22,7 @@ __all__ = [
     "QueryError",
     "SmoothingSuggestion",
     "ZOClassifier",
+    "ZODenoiserDefense",
     "ZORegressor",
     "certify_counts",
     "clopper_pearson_lower",

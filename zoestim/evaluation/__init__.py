@@ -25,7 +25,7 @@ from zoestim.evaluation._query_error import QueryError
 from zoestim.evaluation._random import RandomState, drawing_from, unchanged_generators
 from zoestim.evaluation._repeat import evaluate_mean
 from zoestim.evaluation._round import Record
-from zoestim.evaluation._state_hash import state_hash
+from zoestim.evaluation._state_hash import hash_of, state_hash
 
 __all__ = [
     "MATRIX_TYPES",
@@ -58,6 +58,7 @@ __all__ = [
     "evaluate_mean",
     "first_parameter",
     "has_boxes",
+    "hash_of",
     "in_brief",
     "measure",
     "out_of_memory",

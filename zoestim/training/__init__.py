@@ -1,14 +1,16 @@
 """Training on a skorch net: Alg. 1 and 2 a step at a time, and what happens around them."""
 
-from zoestim.training._asking import main_device
+from zoestim.training._asking import main_device, make_asking
 from zoestim.training._build import make_net
 from zoestim.training._chain import Chain, ChainStep
+from zoestim.training._net import ArrayBatches
 from zoestim.training._query_log import QueryLog
 from zoestim.training._session import prepare
 from zoestim.training._sklearn_callbacks import CallbackSupportMixin
 from zoestim.training._step import StepSettings, TrainingStep
 
 __all__ = [
+    "ArrayBatches",
     "CallbackSupportMixin",
     "Chain",
     "ChainStep",
@@ -16,6 +18,7 @@ __all__ = [
     "StepSettings",
     "TrainingStep",
     "main_device",
+    "make_asking",
     "make_net",
     "prepare",
 ]

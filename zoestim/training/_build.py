@@ -69,6 +69,7 @@ def make_net(estimator: Any, backend: Backend) -> ZONet:
     net.initialize()
     net.zo_built_from = build_parameters(estimator)
     net.zo_step = estimator._step(torch.Generator().manual_seed(draw_seed(root)))
+    net.zo_step.n_queries = estimator._n_queries_before
     net.iterator_train__proceed = net.zo_step.affordable
     return net
 
