@@ -11,6 +11,7 @@ from sklearn.utils.multiclass import check_classification_targets
 from sklearn.utils.validation import column_or_1d
 from torch import nn
 
+from zoestim._defense_parameters import SHARED
 from zoestim._finetuning import ChainTraining
 from zoestim.defense import (
     Layout,
@@ -26,33 +27,6 @@ from zoestim.defense import (
 from zoestim.evaluation import BlackBox, draw_seed, shared_generator
 from zoestim.training import Chain, main_device, make_asking
 
-# Parameters that the estimator which asks the queries has under the same names.
-SHARED = (
-    "gradient",
-    "n_directions",
-    "n_pruning_queries",
-    "sparsity",
-    "mask_interval",
-    "optimizer",
-    "lr",
-    "max_epochs",
-    "batch_size",
-    "update",
-    "max_queries",
-    "n_repeats",
-    "journal_queries",
-    "n_jobs",
-    "backend",
-    "query_timeout",
-    "max_retries",
-    "device",
-    "feature_reuse",
-    "memory_budget",
-    "checkpoint",
-    "callbacks",
-    "warm_start",
-    "verbose",
-)
 # What its fit leaves behind, on the defense too.
 TRAINED = (
     "net_",

@@ -2,174 +2,203 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from numbers import Integral, Real
-from os import PathLike
 from typing import Any, Self
 
 import numpy as np
-import torch
-from sklearn.base import BaseEstimator, ClassifierMixin, MetaEstimatorMixin, _fit_context
-from sklearn.utils._param_validation import HasMethods, Interval, StrOptions
+from sklearn.base import ClassifierMixin, MetaEstimatorMixin, _fit_context
 from sklearn.utils.validation import check_is_fitted, validate_data
-from torch import nn
 
 from zoestim._certified import CertifiedPrediction
-from zoestim._defense_fit import SHARED, fit
-from zoestim._parameters import ZOParameters
-from zoestim.defense import DATA_FORMATS, RESPONSES, Defended
-from zoestim.evaluation import MAX_RETRIES, Patience
-from zoestim.gradients import N_DIRECTIONS, SCHEMES
+from zoestim._defense_fit import fit
+from zoestim._defense_parameters import DefenseParameters
+from zoestim.defense import Defended
+from zoestim.evaluation import Patience
 
 
-class ZODenoiserDefense(MetaEstimatorMixin, CertifiedPrediction, ClassifierMixin, BaseEstimator):
-    """DOC."""
+class ZODenoiserDefense(
+    MetaEstimatorMixin, CertifiedPrediction, ClassifierMixin, DefenseParameters
+):
+    """Denoiser in front of a black-box classifier, with predictions that are certified.
 
-    _parameter_constraints: dict = {
-        **{name: ZOParameters._parameter_constraints[name] for name in (*SHARED, "pruning")},
-        "random_state": ["random_state"],
-        "estimator": [HasMethods(["fit", "predict"]), nn.Module, callable],
-        "response_method": [StrOptions(set(RESPONSES))],
-        "classes": [None, "array-like"],
-        "query_batch_size": [Interval(Integral, 1, None, closed="left")],
-        "input_range": [None, tuple, list],
-        "quantize": ["boolean"],
-        "on_error": [StrOptions({"raise", "penalize"})],
-        "noise_std": [Interval(Real, 0, None, closed="neither")],
-        "n_samples": [Interval(Integral, 1, None, closed="left")],
-        "denoiser": [None, StrOptions({"auto", "dncnn", "mlp"}), nn.Module, type, callable],
-        "depth": [None, Interval(Integral, 2, None, closed="left")],
-        "width": [None, Interval(Integral, 1, None, closed="left")],
-        "image_shape": [None, tuple, list],
-        "data_format": [StrOptions(set(DATA_FORMATS))],
-        "init_denoiser": [None, nn.Module, dict],
-        "pretrain_epochs": [Interval(Integral, 0, None, closed="left")],
-        "pretrain_lr": [Interval(Real, 0, None, closed="neither")],
-        "lr": [Interval(Real, 0, None, closed="neither")],
-        "max_epochs": [Interval(Integral, 0, None, closed="left")],
-        "lr_schedule": [StrOptions({"step", "cosine", "constant"}), callable],
-        "lr_decay": [Interval(Real, 0, 1, closed="right")],
-        "lr_decay_epochs": [Interval(Integral, 1, None, closed="left")],
-        "batch_size": [Interval(Integral, 1, None, closed="left")],
-        "target": [StrOptions({"black_box", "labels"})],
-        "mse_weight": [Interval(Real, 0, None, closed="left")],
-        "space": [StrOptions({"params", "input"})],
-        "trainable": [StrOptions({"auto", "last", "all", "zo-grasp"}), list, tuple],
-        "smoothing": [StrOptions({"auto"}), Interval(Real, 0, None, closed="neither")],
-        "scheme": [StrOptions({"auto", *SCHEMES})],
-        "latent_dim": [None, Interval(Integral, 1, None, closed="left")],
-    }
+    The classifier is asked about noisy samples that a denoiser has cleaned, and the majority
+    decides: such a vote cannot be changed by a perturbation within a radius that
+    :meth:`certify` gives. The denoiser first learns to remove noise, by backprop; then what the
+    classifier makes of its outputs, by queries alone, to answer on noisy samples what it answers
+    on clean ones: ``min E l(f(D(x + noise)), f(x))``, Eq. (A2).
 
-    def __init__(
-        self,
-        estimator: Any,
-        *,
-        response_method: str = "auto",
-        classes: Any = None,
-        query_batch_size: int = 1024,
-        max_queries: int | None = None,
-        input_range: tuple[float, float] | None = None,
-        quantize: bool = False,
-        on_error: str = "raise",
-        max_retries: int = MAX_RETRIES,
-        query_timeout: float | None = None,
-        noise_std: float = 0.25,
-        n_samples: int = 100,
-        denoiser: Any = "auto",
-        depth: int | None = None,
-        width: int | None = None,
-        image_shape: tuple[int, ...] | None = None,
-        data_format: str = "channels_first",
-        init_denoiser: Any = None,
-        pretrain_epochs: int = 90,
-        pretrain_lr: float = 1e-3,
-        max_epochs: int = 20,
-        optimizer: type = torch.optim.Adam,
-        lr: float = 1e-3,
-        lr_schedule: str | Callable[[float], float] = "cosine",
-        lr_decay: float = 0.1,
-        lr_decay_epochs: int = 4,
-        batch_size: int = 32,
-        target: str = "black_box",
-        mse_weight: float = 0.0,
-        space: str = "params",
-        trainable: Any = "auto",
-        gradient: Any = "cge",
-        smoothing: float | str = "auto",
-        scheme: str = "auto",
-        n_directions: int = N_DIRECTIONS,
-        sparsity: float = 0.95,
-        pruning: Any = None,
-        mask_interval: int | str = 1,
-        n_pruning_queries: int = N_DIRECTIONS,
-        update: str = "active",
-        latent_dim: int | None = None,
-        n_repeats: int = 1,
-        journal_queries: bool = False,
-        n_jobs: int | None = None,
-        backend: Any = None,
-        device: str | torch.device | list = "cpu",
-        feature_reuse: bool = True,
-        memory_budget: int | None = None,
-        checkpoint: str | PathLike | None = None,
-        callbacks: list | None = None,
-        warm_start: bool = False,
-        random_state: Any = None,
-        verbose: int = 0,
-    ):
-        self.estimator = estimator
-        self.response_method = response_method
-        self.classes = classes
-        self.query_batch_size = query_batch_size
-        self.max_queries = max_queries
-        self.input_range = input_range
-        self.quantize = quantize
-        self.on_error = on_error
-        self.max_retries = max_retries
-        self.query_timeout = query_timeout
-        self.noise_std = noise_std
-        self.n_samples = n_samples
-        self.denoiser = denoiser
-        self.depth = depth
-        self.width = width
-        self.image_shape = image_shape
-        self.data_format = data_format
-        self.init_denoiser = init_denoiser
-        self.pretrain_epochs = pretrain_epochs
-        self.pretrain_lr = pretrain_lr
-        self.max_epochs = max_epochs
-        self.optimizer = optimizer
-        self.lr = lr
-        self.lr_schedule = lr_schedule
-        self.lr_decay = lr_decay
-        self.lr_decay_epochs = lr_decay_epochs
-        self.batch_size = batch_size
-        self.target = target
-        self.mse_weight = mse_weight
-        self.space = space
-        self.trainable = trainable
-        self.gradient = gradient
-        self.smoothing = smoothing
-        self.scheme = scheme
-        self.n_directions = n_directions
-        self.sparsity = sparsity
-        self.pruning = pruning
-        self.mask_interval = mask_interval
-        self.n_pruning_queries = n_pruning_queries
-        self.update = update
-        self.latent_dim = latent_dim
-        self.n_repeats = n_repeats
-        self.journal_queries = journal_queries
-        self.n_jobs = n_jobs
-        self.backend = backend
-        self.device = device
-        self.feature_reuse = feature_reuse
-        self.memory_budget = memory_budget
-        self.checkpoint = checkpoint
-        self.callbacks = callbacks
-        self.warm_start = warm_start
-        self.random_state = random_state
-        self.verbose = verbose
+    Parameters
+    ----------
+    estimator : scikit-learn classifier, nn.Module or callable
+        The black box f, which is only ever asked. A classifier is cloned and fitted to X and y,
+        as scikit-learn's meta-estimators do; one that is fitted already stays as it is within
+        :class:`sklearn.frozen.FrozenEstimator`. A callable takes samples as a numpy array, laid
+        out as X is, and returns scores (n, n_classes) or labels (n,); wrap one that cannot be
+        copied, such as the client of an API, in ``BlackBox(function)``.
+    response_method : str, default="auto"
+        ``"predict_proba"``, ``"decision_function"`` or ``"predict"`` of a classifier, by default
+        the first that it has; ``"proba"``, ``"logits"`` or ``"labels"`` of what a module or
+        callable returns, by default told from its first answer.
+    classes : array-like of shape (n_classes,), default=None
+        The classes in the order of the black box's columns; by default its `classes_`, or
+        0, 1, ..., or the labels that it gives.
+    query_batch_size : int, default=1024
+        The most samples it is asked about in a call.
+    max_queries : int or None, default=None
+        The budget of `fit`, counted in samples: never one more.
+    input_range : (float, float) or None, default=None
+        The ends to which samples are clipped before the black box gets them, as (0, 1).
+    quantize : bool, default=False
+        Whether they are also rounded to 256 levels of that range, as images of 8 bits are.
+    on_error : {"raise", "penalize"}, default="raise"
+        What an answer of NaN or an exception does once `max_retries` are used up: end the fit,
+        with what was learned kept; or count as a wrong answer.
+    max_retries, query_timeout
+        See :class:`ZOClassifier`.
+    noise_std : float, default=0.25
+        The standard deviation of the noise, in the units of X, as radii are.
+    n_samples : int, default=100
+        Noisy copies that `predict` and `predict_proba` ask about.
+    denoiser : {"auto", "dncnn", "mlp"}, nn.Module, its class, callable or None, default="auto"
+        ``"dncnn"`` is :class:`zoestim.models.DnCNN`, for images; ``"mlp"`` a network for the rows
+        of a table that subtracts the noise it finds; ``"auto"`` one of them by the shape of X. A
+        module is copied and takes samples of shape (n, channels, height, width) or
+        (n, n_features). Another callable is used as it is, not trained, on samples as X has them.
+        None leaves the black box undefended.
+    depth, width : int or None, default=None
+        Layers and channels of the two by name: 17 and 64 of ``"dncnn"``, 3 and 64 of ``"mlp"``.
+    image_shape : tuple of int or None, default=None
+        (height, width), or three numbers in the order of `data_format`, of images that X holds as
+        rows; the black box gets rows all the same.
+    data_format : {"channels_first", "channels_last"}, default="channels_first"
+        Where images have their channels.
+    init_denoiser : nn.Module, dict of tensors or None, default=None
+        Weights that the denoiser starts from, in place of random ones.
+    pretrain_epochs : int, default=90
+        Epochs in which it learns to denoise, by backprop and without queries.
+    pretrain_lr : float, default=1e-3
+        The learning rate there, of Adam; it falls tenfold after each third.
+    max_epochs : int, default=20
+        Epochs in which it is trained by queries; 0 leaves it at denoising.
+    optimizer : torch.optim.Optimizer class, default=torch.optim.Adam
+        The optimizer there.
+    lr : float, default=1e-3
+        Its learning rate. The paper's 1e-5 hardly moves the weights in a few hundred steps.
+    lr_schedule : {"cosine", "constant", "step"} or callable, default="cosine"
+        As in :class:`ZOClassifier`; ``"step"`` multiplies the rate by `lr_decay` every
+        `lr_decay_epochs`, as in the paper.
+    lr_decay : float, default=0.1
+        See `lr_schedule`.
+    lr_decay_epochs : int, default=4
+        See `lr_schedule`.
+    batch_size : int, default=32
+        Samples a step, in both stages.
+    target : {"black_box", "labels"}, default="black_box"
+        What noisy samples are to be taken for: what the black box says of the clean ones, or y.
+    mse_weight : float, default=0
+        The weight of the mean squared error beside the loss of the queries; its gradient is exact.
+    space : {"params", "input"}, default="params"
+        What queries perturb: weights of the denoiser, as in the paper, one query each; or the
+        input of the black box, whose gradient autograd carries on to all weights (ZO-DS). The
+        second is cheaper where samples have fewer numbers than the denoiser has trained weights.
+    trainable : {"auto", "last", "all", "zo-grasp"} or list of str, default="auto"
+        Which weights of the denoiser queries train: its last layer, all of them, those in the
+        ratios that ZO-GraSP finds, or some by name. ``"auto"`` is ``"last"`` where queries perturb
+        weights, and ``"all"`` where they perturb the input.
+    gradient, n_directions, update, n_repeats
+        See :class:`ZOClassifier`.
+    smoothing : float or "auto", default="auto"
+        The finite-difference step; in units of X with ``space="input"``. ``"auto"`` is 5e-3, 0.05
+        for scikit-learn's trees, forests and neighbors, whose probabilities move in jumps, and 0.1
+        for labels.
+    scheme : {"forward", "central", "auto"}, default="auto"
+        ``"auto"`` is central where the black box moves in jumps, else forward.
+    sparsity : float in [0, 1), default=0.95
+        The fraction of the trainable weights that an estimate leaves out, where `pruning` chooses.
+    pruning : default=None
+        As in :class:`ZOClassifier`; None queries all trainable weights, but
+        ``trainable="zo-grasp"`` is ``pruning="zo-grasp"``.
+    mask_interval, n_pruning_queries
+        See :class:`ZOClassifier`.
+    latent_dim : int or None, default=None
+        How many numbers an encoder leaves of a sample, which a decoder before the black box makes
+        a sample again: with ``space="input"`` queries then perturb these (ZO-AE-DS). The two are
+        trained first, by backprop on clean samples.
+    journal_queries, n_jobs, backend, device, feature_reuse, memory_budget, checkpoint, callbacks
+        See :class:`ZOClassifier`. A checkpoint keeps the training by queries; what comes before
+        it is done again, the questions about clean samples among it.
+    warm_start : bool, default=False
+        Whether `fit` goes on training the denoiser of the last fit.
+    random_state : int, RandomState instance or None, default=None
+        Determines initialisation, batches, noise and directions.
+    verbose : int, default=0
+        As in :class:`ZOClassifier`.
+
+    Attributes
+    ----------
+    classes_ : ndarray of shape (n_classes,)
+        The classes.
+    estimator_ : object
+        The black box that is asked.
+    white_ : nn.Sequential
+        The denoiser, and the encoder if there is one.
+    trainer_ : estimator or None
+        What trained it by queries.
+    n_features_in_ : int
+        The size of the second axis of X.
+    feature_names_in_ : ndarray of shape (n_features_in_,)
+        The names of the features, where X has string names.
+    n_queries_ : int
+        Samples that the black box was asked about in `fit`.
+    n_iter_ : int
+        Epochs of the training by queries.
+    termination_condition_ : {"max_epochs", "max_queries", "callback", "error"}
+        Why it ended.
+    net_, history_, loss_curve_, query_log_, layer_ratios_, feature_reuse_
+        As of :class:`ZOClassifier`; of the training by queries, where there was one.
+
+    See Also
+    --------
+    CertifiedAccuracyDisplay : Plots certified accuracy against the radius.
+
+    Notes
+    -----
+    A vote of n copies certifies no radius above :func:`max_certifiable_radius`. Votes are of
+    samples as X has them: put a scaler before the defense into a pipeline, and radii are in its
+    units; clipping and rounding are part of the black box. BatchNorm keeps its statistics while
+    queries train.
+
+    References
+    ----------
+    .. [1] Chen et al., DeepZero, ICLR 2024, https://arxiv.org/abs/2310.02025, Sec. 6.2, Eq. (A2).
+    .. [2] Zhang et al., How to robustify black-box ML models? A zeroth-order optimization
+       perspective, ICLR 2022 (ZO-DS, ZO-AE-DS).
+    .. [3] Salman et al., Denoised smoothing, NeurIPS 2020.
+    .. [4] Cohen, Rosenfeld, Kolter, Certified adversarial robustness via randomized smoothing,
+       ICML 2019.
+
+    Examples
+    --------
+    >>> from sklearn.datasets import load_digits
+    >>> from sklearn.ensemble import RandomForestClassifier
+    >>> from sklearn.frozen import FrozenEstimator
+    >>> from zoestim import ZODenoiserDefense
+    >>> X, y = load_digits(return_X_y=True)
+    >>> X = X / 16
+    >>> forest = RandomForestClassifier(20, random_state=0).fit(X[:500], y[:500])
+    >>> defense = ZODenoiserDefense(
+    ...     FrozenEstimator(forest),
+    ...     noise_std=0.5,
+    ...     image_shape=(8, 8),
+    ...     depth=3,
+    ...     width=8,
+    ...     pretrain_epochs=10,
+    ...     max_queries=20_000,
+    ...     random_state=0,
+    ... )
+    >>> found = defense.fit(X[:500]).certify(X[500:510], n=200, random_state=0)
+    >>> found.radius.shape, bool((found.radius <= 0.5 * 2.5).all())
+    ((10,), True)
+    """
 
     @_fit_context(prefer_skip_nested_validation=False)
     def fit(self, X: Any, y: Any = None) -> Self:
