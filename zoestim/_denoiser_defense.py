@@ -72,9 +72,10 @@ class ZODenoiserDefense(
     data_format : {"channels_first", "channels_last"}, default="channels_first"
         Where images have their channels.
     init_denoiser : nn.Module, dict of tensors or None, default=None
-        Weights that the denoiser starts from, in place of random ones.
+        Weights of a denoiser that is trained already, as the `white_[0]` of another defense.
     pretrain_epochs : int, default=90
-        Epochs in which it learns to denoise, by backprop and without queries.
+        Epochs in which the denoiser learns to denoise, by backprop and without queries, unless
+        there is an `init_denoiser`; and the encoder and decoder of `latent_dim` too.
     pretrain_lr : float, default=1e-3
         The learning rate there, of Adam; it falls tenfold after each third.
     max_epochs : int, default=20

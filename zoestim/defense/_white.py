@@ -43,9 +43,11 @@ def pretrained_white(
         halves = None
         if defense.latent_dim is not None:
             halves = build_autoencoder(layout, defense.latent_dim, denoiser)
-    _start_from(denoiser, defense.init_denoiser)
-    parts = [nn.Sequential(Noise(defense.noise_std), denoiser), halves]
-    for part in parts:
+    noisy: nn.Module | None = nn.Sequential(Noise(defense.noise_std), denoiser)
+    if defense.init_denoiser is not None:
+        _start_from(denoiser, defense.init_denoiser)
+        noisy = None
+    for part in (noisy, halves):
         if part is not None and defense.pretrain_epochs:
             pretrain(
                 part,
@@ -71,8 +73,6 @@ def squared_error(
 
 
 def _start_from(denoiser: nn.Module, given: Any) -> None:
-    if given is None:
-        return
     state = given.state_dict() if isinstance(given, nn.Module) else given
     try:
         denoiser.load_state_dict(state)
