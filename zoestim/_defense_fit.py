@@ -128,6 +128,7 @@ def _trainer(defense: Any, n_asked: int, seed: int) -> ChainTraining:
             BlackBox(classifier, vectorized=lanes),
             None if by_weights else width,
             penalty,
+            classifier.about(),
         ).eval(),
         **{name: given[name] for name in SHARED},
         smoothing=smoothing,

@@ -120,6 +120,11 @@ class Classifier:
         """Return a column a class for what the black box returned."""
         return self._one_hot(answers) if self.kind == "labels" else self._columns(answers)
 
+    def about(self) -> str:
+        """Return what, beside the black box itself, makes the scores what they are."""
+        done = (self.input_range, self.quantize, self.penalize, self.layout, str(self.dtype))
+        return repr((self.kind, self.classes.tolist(), *done))
+
     def _parts(self, X: np.ndarray) -> list[np.ndarray]:
         return np.array_split(X, range(self.batch_size, len(X), self.batch_size))
 

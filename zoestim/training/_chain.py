@@ -42,6 +42,8 @@ class Chain(nn.Module):
     penalty : callable, optional
         ``(inputs, X) -> loss``, which autograd can pass too and which is added to the loss;
         `inputs` are those of the black part.
+    about : str, default=""
+        What else makes the black part what it is: a checkpoint of another one is refused.
 
     Notes
     -----
@@ -55,12 +57,14 @@ class Chain(nn.Module):
         black: nn.Module,
         width: int | None = None,
         penalty: Penalty | None = None,
+        about: str = "",
     ):
         super().__init__()
         self.white = white
         self.black = black
         self.width = width
         self.penalty = penalty
+        self.about = about
 
     def forward(self, x: Tensor) -> Tensor:
         """Return the outputs of the black part."""
