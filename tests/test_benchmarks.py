@@ -5,10 +5,14 @@ import json
 import math
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 
 from benchmarks import precision
+from benchmarks.paper import attack, defense
+from benchmarks.paper.defense_cases import CASES
+from benchmarks.paper.query_attack import Effort, MeanUnderNoise, attacked
 from benchmarks.speed import gradient, measure, memory, ranks, reuse, scaling, stages
 from benchmarks.speed.problems import built, load_case, mlp_problem
 from benchmarks.speed.rivals import AuthorsWorker, Kept, Vmapped, double_loop, loop, zoestim
@@ -172,3 +176,98 @@ def test_precision_draws_a_panel_a_model(tmp_path):
 def test_precision_refuses_a_model_that_it_does_not_know():
     with pytest.raises(SystemExit):
         precision.main(["--models", "transformer"])
+
+
+# --- The defense of a black box
+
+SMALL = ["--n-train", "64", "--n-test", "6", "--pretrain-epochs", "1", "--budget", "20000"]
+
+
+def test_defense_writes_each_row_once_and_goes_on(tmp_path, capsys):
+    asked = [*SMALL, "--n", "50", "--seeds", "0", "--out", str(tmp_path / "figures.json")]
+    first = defense.main([*asked, "--cases", "digits", "--rows", "mse,last"])
+    written = json.loads((tmp_path / "figures.json").read_text())["results"]
+    assert written == first["digits"]
+    assert [each["row"] for each in written] == ["MSE only", "ZO last layer, CGE"]
+    found = defense.main([*asked, "--cases", "digits,forest", "--rows", "mse,last,fo,input-labels"])
+    again = json.loads((tmp_path / "figures.json").read_text())["results"]
+    assert again[:2] == written  # seconds too: they were not measured again
+    assert [len(found[name]) for name in ("digits", "forest")] == [3, 2]
+    for each in again:
+        assert len(each["certified"]) == len(defense.RADII)
+        assert 0 <= each["certified"][0] <= 1
+        assert 0 <= each["acr"] <= np.max(each["right_radii"]) + 1e-4
+        assert each["queries"] is None or each["queries"] <= 20_000
+        assert {"cpu", "torch", "zoestim", "scikit-learn"} <= each["environment"].keys()
+    assert "86.02 / 76.61 / 61.80 / 43.05" in capsys.readouterr().out
+    assert len(defense.main([*asked, "--n", "60", "--cases", "digits", "--rows", "mse"])) == 1
+    assert len(json.loads((tmp_path / "figures.json").read_text())["results"]) == len(again) + 1
+
+
+def test_rows_start_from_the_same_denoiser():
+    case = CASES["digits"](defense.parse(SMALL), 0)
+    measured = defense.Measured(case, 0)
+    coded = measured.fitted({"space": "input", "latent_dim": 4, "max_epochs": 0}).white_[0]
+    still = measured.defense(case.rows["mse"]).white_[0]
+    for each in (coded, still):
+        assert all(
+            torch.equal(a, b)
+            for a, b in zip(
+                each.state_dict().values(), measured.pretrained.state_dict().values(), strict=True
+            )
+        )
+
+
+def test_backprop_moves_the_last_layer_alone_where_it_is_told_to():
+    case = CASES["digits"](defense.parse(SMALL), 0)
+    measured = defense.Measured(case, 0)
+    before = dict(measured.pretrained.named_parameters())
+    for name, n_moved in (("fo-last", 1), ("fo", len(before))):
+        after = measured.by_backprop(case.rows[name])
+        moved = [k for k, v in after.named_parameters() if not torch.equal(v, before[k])]
+        assert len(moved) == n_moved
+
+
+def test_defense_knows_the_paths_that_it_needs():
+    with pytest.raises(SystemExit, match="--data"):
+        defense.main(["--cases", "cifar10", *SMALL])
+    with pytest.raises(SystemExit):
+        defense.main(["--cases", "imagenet"])
+
+
+def test_no_certificate_breaks_within_its_radius(tmp_path, capsys):
+    sizes = ["--n-train", "300", "--n-test", "6", "--pretrain-epochs", "10", "--row", "mse"]
+    tries = [
+        "--n",
+        "200",
+        "--n-bank",
+        "10",
+        "--n-votes",
+        "500",
+        "--steps",
+        "4",
+        "--factors",
+        "1,10",
+    ]
+    rows = attack.main([*sizes, *tries, "--out", str(tmp_path / "rows.json")])
+    within, beyond, *plain = rows
+    assert within["samples"] > 0
+    assert within["below half"] == within["below floor"] == beyond["below floor"] == 0
+    assert beyond["broken"] > 0
+    assert plain[1]["broken"] > 0
+    assert json.loads((tmp_path / "rows.json").read_text())["rows"] == rows
+    assert "below floor" in capsys.readouterr().out
+
+
+def test_attack_finds_the_nearest_border_of_a_linear_classifier():
+    def two(rows):
+        share = 1 / (1 + np.exp(-4 * rows[:, 0]))
+        return np.stack([1 - share, share], axis=1)
+
+    X, radii = np.array([[0.5, 0.0], [0.5, 0.0]]), np.array([0.4, 0.6])
+    means = MeanUnderNoise(two, np.zeros((1, 2)))
+    effort = Effort(n_steps=10, n_directions=4, n_starts=2)
+    found = attacked(means, X, np.array([1, 1]), radii, effort, np.random.default_rng(0))
+    assert (np.linalg.norm(found - X, axis=1) <= radii + 1e-12).all()
+    assert found[:, 0] == pytest.approx(0.5 - radii, abs=0.02)
+    assert two(found).argmax(1).tolist() == [1, 0]

@@ -1,0 +1,1 @@
+"""What the paper reports, measured again at a size that a CPU can do."""
