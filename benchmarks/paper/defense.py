@@ -55,7 +55,7 @@ class Measured:
 
     def defense(self, row: Row) -> ZODenoiserDefense:
         """Return the fitted defense of a row."""
-        started: dict[str, Any] = {"init_denoiser": self.pretrained, "pretrain_epochs": 0}
+        started: dict[str, Any] = {"init_denoiser": self.pretrained}
         if row.settings.get("denoiser", "dncnn") is None:
             return self.fitted({**row.settings, "max_epochs": 0})
         if not row.per_image:
@@ -63,9 +63,6 @@ class Measured:
         if row.by == "backprop":
             started["init_denoiser"] = self.by_backprop(row)
             return self.fitted({**started, "max_epochs": 0})
-        if "latent_dim" in row.settings:
-            # Pretraining draws the same denoiser again, and the autoencoder behind it.
-            started = {}
         budget = {"max_queries": self.case.budget, "max_epochs": ENDLESS}
         return self.fitted({**row.settings, **started, **budget})
 

@@ -22,7 +22,7 @@ from torch import nn
 from benchmarks.paper.boxes import box_for
 from zoestim.datasets import load_cifar10
 
-DEPTH, WIDTH = 5, 16  # of the DnCNN
+DEPTH, WIDTH = 5, 32  # of the DnCNN
 ENDLESS = 1_000_000  # epochs: a budget ends the fit
 # Of ZODenoiserDefense, in all rows.
 COMMON: dict[str, Any] = {
