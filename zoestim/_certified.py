@@ -2,20 +2,24 @@
 
 from __future__ import annotations
 
+import contextlib
+from collections.abc import Iterator
 from typing import Any
 
 import numpy as np
 from sklearn.utils import Bunch
-from sklearn.utils.validation import check_is_fitted
+from sklearn.utils.validation import check_consistent_length, check_is_fitted
 
 from zoestim.certification import (
     average_certified_radius,
     certified_accuracy,
     certify_counts,
+    check_alpha,
+    check_integer,
     count_votes,
     warn_unreachable,
 )
-from zoestim.evaluation import Patience, QueryError, draw_seed, shared_generator
+from zoestim.evaluation import Asking, Patience, QueryError, draw_seed, shared_generator
 from zoestim.training import make_asking
 
 ALPHA = 1e-3  # Cohen et al., 2019, Sec. 4
@@ -58,7 +62,8 @@ class CertifiedPrediction:
         ndarray of shape (n_samples,)
             Class labels.
         """
-        return self.classes_[self.predict_proba(X).argmax(1)]
+        shares = self.predict_proba(X)
+        return self.classes_[shares.argmax(1)]
 
     def predict_proba(self, X: Any) -> np.ndarray:
         """Return the shares of the votes of `n_samples` noisy copies.
@@ -147,7 +152,9 @@ class CertifiedPrediction:
         """
         check_is_fitted(self)
         X = self._as_samples(X)
-        generator = shared_generator(random_state, make_asking(self).backend)
+        n0, n, alpha = check_integer(n0, "n0", 1), check_integer(n, "n", 1), check_alpha(alpha)
+        with self._asking() as asking:
+            generator = shared_generator(random_state, asking.backend)
         seeds = draw_seed(generator), draw_seed(generator)
         counts0 = self._votes(X, n0, seeds[0], defended=defended)
         counts = self._votes(X, n, seeds[1], defended=defended)
@@ -196,10 +203,11 @@ class CertifiedPrediction:
                 f"none of {self.classes_.tolist()}, such as None."
             )
         found = self.certify(X, n0, n, alpha, random_state)
-        labels = found.label
-        if np.asarray(abstain_label).dtype.kind != labels.dtype.kind:
-            labels = labels.astype(object)
-        return np.where(found.abstained, np.array(abstain_label, dtype=labels.dtype), labels)
+        kind, abstain = found.label.dtype, np.asarray(abstain_label).dtype
+        common = np.result_type(kind, abstain) if kind.kind == abstain.kind else np.dtype(object)
+        labels = found.label.astype(common)
+        labels[found.abstained] = abstain_label
+        return labels
 
     def certified_accuracy(
         self,
@@ -233,6 +241,8 @@ class CertifiedPrediction:
         UserWarning
             If `n`, `alpha` and `noise_std` can certify no radius that large.
         """
+        check_is_fitted(self)
+        check_consistent_length(X, y)
         warn_unreachable(radii, n, alpha, self.noise_std)
         found = self.certify(X, n0, n, alpha, random_state)
         return certified_accuracy(y, found.label, found.radius, radii)
@@ -260,14 +270,15 @@ class CertifiedPrediction:
         float
             In the units of X (ACR of Zhai et al., MACER, ICLR 2020).
         """
+        check_is_fitted(self)
+        check_consistent_length(X, y)
         found = self.certify(X, n0, n, alpha, random_state)
         return average_certified_radius(y, found.label, found.radius)
 
     def _votes(
         self, X: np.ndarray, n: int, seed: int, *, shared: bool = False, defended: bool = True
     ) -> np.ndarray:
-        asking = make_asking(self)
-        try:
+        with self._asking() as asking:
             return count_votes(
                 self._noisy_classifier(asking.patience, defended),
                 X,
@@ -279,6 +290,12 @@ class CertifiedPrediction:
                 backend=asking.backend,
                 shared=shared,
             )
+
+    @contextlib.contextmanager
+    def _asking(self) -> Iterator[Asking]:
+        asking = make_asking(self)
+        try:
+            yield asking
         finally:
             if asking.backend is not self.backend:
                 asking.backend.close()

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import math
 import warnings
 from functools import partial
+from numbers import Real
 from typing import Any
 
 import numpy as np
@@ -17,14 +19,16 @@ from zoestim.defense import (
     Layout,
     Noise,
     ask_targets,
-    choose_trainable,
     fitted_black_box,
+    initial_white,
     pretrained_white,
     refuse_no_classifier,
+    refuse_other_shape,
     squared_error,
     steps_for,
+    trainable_names,
 )
-from zoestim.evaluation import BlackBox, draw_seed, shared_generator
+from zoestim.evaluation import Asking, BlackBox, draw_seed, shared_generator
 from zoestim.training import Chain, main_device, make_asking
 
 # What its fit leaves behind, on the defense too.
@@ -38,6 +42,23 @@ TRAINED = (
     "layer_ratios_",
     "feature_reuse_",
     "termination_condition_",
+)
+# What a fit that goes on keeps.
+BUILT_FROM = (
+    "estimator",
+    "response_method",
+    "classes",
+    "query_batch_size",
+    "input_range",
+    "quantize",
+    "on_error",
+    "noise_std",
+    "denoiser",
+    "batch_size",
+    "mse_weight",
+    "space",
+    "trainable",
+    "latent_dim",
 )
 # A pixel above this is no fraction of white.
 LARGEST_FRACTION = 1.5
@@ -60,27 +81,82 @@ def fit(defense: Any, X: np.ndarray, y: Any) -> None:
         y = column_or_1d(y, warn=True)
     layout = Layout.of(X, defense.image_shape, defense.data_format)
     _refuse_bad_settings(defense, X, y, layout)
-    asking, device = make_asking(defense), main_device(defense.device)
+    continued = defense.warm_start and hasattr(defense, "white_")
+    asking = make_asking(defense)
     try:
-        generator = shared_generator(defense.random_state, asking.backend)
-        seeds = [draw_seed(generator) for _ in range(4)]
-        box = fitted_black_box(defense, X, y)
-        classifier, targets, n_asked = ask_targets(defense, box, X, y, layout, asking)
+        if continued:
+            targets = _go_on(defense, X, y, layout, asking)
+        else:
+            targets = _start(defense, X, y, layout, asking)
     finally:
         if asking.backend is not defense.backend:
             asking.backend.close()
-    if not (defense.warm_start and hasattr(defense, "trainer_")):
-        white, decoder = pretrained_white(defense, X, layout, device, seeds[:2])
-        classifier.decoder = decoder
-        defense.estimator_, defense.classes_ = box, classifier.classes
-        defense.white_, defense._classifier = white, classifier
-        defense._vote_seed = seeds[2]
-        defense.n_queries_, defense.n_iter_ = n_asked, 0
-        defense.termination_condition_ = "max_epochs"
-        trains = defense.max_epochs and any(True for _ in white.parameters())
-        defense.trainer_ = _trainer(defense, n_asked, seeds[3]) if trains else None
     if defense.trainer_ is not None:
         _train(defense, layout.to_denoiser(X), targets)
+
+
+def _start(defense: Any, X: np.ndarray, y: Any, layout: Layout, asking: Asking) -> np.ndarray:
+    """Set what a first fit has before it trains by queries, and return the targets."""
+    device = main_device(defense.device)
+    generator = shared_generator(defense.random_state, asking.backend)
+    weights, pretraining, votes, training = (draw_seed(generator) for _ in range(4))
+    white = initial_white(defense, layout, weights)
+    names = trainable_names(white[0], _trainable(defense))
+    refuse_other_shape(white[0], layout.to_denoiser(X[:2]))
+    box = fitted_black_box(defense, X, y)
+    classifier, targets, n_asked = ask_targets(defense, box, X, y, layout, asking)
+    white, decoder = pretrained_white(white, defense, X, layout, device, pretraining)
+    classifier.decoder = decoder
+    for name, parameter in white[0].named_parameters():
+        parameter.requires_grad_(name in names)
+    for name in TRAINED:
+        vars(defense).pop(name, None)
+    defense.estimator_, defense.classes_ = box, classifier.classes
+    defense.white_, defense._classifier = white, classifier
+    defense._vote_seed, defense._training_seed = votes, training % 2**32
+    defense._built_from = {name: getattr(defense, name) for name in BUILT_FROM}
+    defense.n_queries_, defense.n_iter_ = n_asked, 0
+    defense.termination_condition_ = "max_epochs"
+    defense.trainer_ = _trainer(defense) if _trains(defense) else None
+    return targets
+
+
+def _go_on(defense: Any, X: np.ndarray, y: Any, layout: Layout, asking: Asking) -> np.ndarray:
+    """Set what a fit that goes on trains with, and return the targets."""
+    changed = [n for n in BUILT_FROM if not _same(defense._built_from[n], getattr(defense, n))]
+    if changed or layout != defense._classifier.layout:
+        raise ValueError(
+            f"{changed or 'The shape of the samples'} changed since the fit that is to go on, "
+            "which keeps its black box and denoiser; expected it as it was. Set warm_start=False "
+            "to start anew, from init_denoiser=white_[0] if you like."
+        )
+    box, before, n_before = defense.estimator_, defense._classifier, defense.n_queries_
+    _, targets, n_asked = ask_targets(defense, box, X, y, layout, asking, n_before, before)
+    defense.n_queries_ += n_asked
+    if defense.trainer_ is not None:
+        defense.trainer_.set_params(**_training_parameters(defense))
+        defense.trainer_._n_queries_before = defense.n_queries_
+        if hasattr(defense.trainer_, "net_"):
+            defense.trainer_.net_.zo_step.n_queries = defense.n_queries_
+    elif _trains(defense):
+        defense.trainer_ = _trainer(defense)
+    return targets
+
+
+def _same(old: Any, new: Any) -> bool:
+    plain = bool | int | float | str | tuple | list
+    return old is new or (isinstance(old, plain) and type(old) is type(new) and old == new)
+
+
+def _trains(defense: Any) -> bool:
+    """Return whether there is anything to train by queries."""
+    return defense.max_epochs > 0 and any(p.requires_grad for p in defense.white_.parameters())
+
+
+def _trainable(defense: Any) -> Any:
+    if defense.trainable != "auto":
+        return defense.trainable
+    return "last" if defense.space == "params" else "all"
 
 
 def _refuse_bad_settings(defense: Any, X: np.ndarray, y: Any, layout: Layout) -> None:
@@ -97,8 +173,16 @@ def _refuse_bad_settings(defense: Any, X: np.ndarray, y: Any, layout: Layout) ->
             "quantize=True rounds to 256 levels of input_range, which is None; expected the two "
             "ends of the range, such as (0, 1)."
         )
-    largest = float(np.abs(X).max(initial=0))
-    if layout.image is not None and largest > LARGEST_FRACTION and defense.noise_std <= 1:
+    if defense.input_range is not None:
+        _refuse_bad_range(defense.input_range)
+    if defense.checkpoint is not None and defense.random_state is None:
+        raise ValueError(
+            "checkpoint needs a random_state: without one another run starts from another "
+            "denoiser and cannot go on; expected an integer, such as random_state=0."
+        )
+    largest = float(X.max(initial=0))
+    fractions = largest <= LARGEST_FRACTION or X.min(initial=0) < 0
+    if layout.image is not None and not fractions and defense.noise_std <= 1:
         warnings.warn(
             f"X holds pixels of up to {largest:g} and noise_std={defense.noise_std} is in the same "
             "units, as radii are. Divide X by its largest value if noise_std is a fraction of it.",
@@ -106,16 +190,18 @@ def _refuse_bad_settings(defense: Any, X: np.ndarray, y: Any, layout: Layout) ->
         )
 
 
-def _trainer(defense: Any, n_asked: int, seed: int) -> ChainTraining:
+def _refuse_bad_range(given: Any) -> None:
+    numbers = len(given) == 2 and all(isinstance(end, Real) for end in given)
+    if not numbers or not -math.inf < given[0] < given[1] < math.inf:
+        raise ValueError(
+            f"input_range={given!r} is no range; expected two finite numbers, the smaller first, "
+            "such as (0, 1)."
+        )
+
+
+def _trainer(defense: Any) -> ChainTraining:
     """Return the estimator that trains the white part by queries."""
-    classifier, white, given = defense._classifier, defense.white_, defense.get_params(deep=False)
-    by_weights, trainable = defense.space == "params", defense.trainable
-    if trainable == "auto":
-        trainable = "last" if by_weights else "all"
-    choose_trainable(white[0], trainable)
-    smoothing, scheme = steps_for(
-        defense.estimator_, classifier.kind, defense.smoothing, defense.scheme
-    )
+    classifier, white = defense._classifier, defense.white_
     penalty = None
     if defense.mse_weight:
         settings = {"weight": defense.mse_weight, "decoder": classifier.decoder}
@@ -126,19 +212,32 @@ def _trainer(defense: Any, n_asked: int, seed: int) -> ChainTraining:
         Chain(
             nn.Sequential(Noise(defense.noise_std), *white),
             BlackBox(classifier, vectorized=lanes),
-            None if by_weights else width,
+            None if defense.space == "params" else width,
             penalty,
             classifier.about(),
         ).eval(),
-        **{name: given[name] for name in SHARED},
-        smoothing=smoothing,
-        scheme=scheme,
-        lr_schedule=_lr_schedule(defense),
-        pruning="zo-grasp" if trainable == "zo-grasp" else defense.pruning,
-        random_state=seed % 2**32,
+        **_training_parameters(defense),
+        random_state=defense._training_seed,
     )
-    trainer._n_queries_before = n_asked
+    trainer._n_queries_before = defense.n_queries_
     return trainer
+
+
+def _training_parameters(defense: Any) -> dict[str, Any]:
+    """Return the parameters of the training that may change between fits."""
+    given, classifier = defense.get_params(deep=False), defense._classifier
+    smoothing, scheme = steps_for(
+        defense.estimator_, classifier.kind, defense.smoothing, defense.scheme
+    )
+    found = {name: given[name] for name in SHARED}
+    if classifier.penalize:  # the box is given up by itself, and that is no error
+        found["query_timeout"] = None
+    return found | {
+        "smoothing": smoothing,
+        "scheme": scheme,
+        "lr_schedule": _lr_schedule(defense),
+        "pruning": "zo-grasp" if defense.trainable == "zo-grasp" else defense.pruning,
+    }
 
 
 def _lr_schedule(defense: Any) -> Any:

@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import Any, Self
 
 import numpy as np
-from sklearn.base import ClassifierMixin, MetaEstimatorMixin, _fit_context
+from sklearn.base import ClassifierMixin, MetaEstimatorMixin, TransformerMixin, _fit_context
 from sklearn.utils.validation import check_is_fitted, validate_data
 
 from zoestim._certified import CertifiedPrediction
@@ -16,7 +16,7 @@ from zoestim.evaluation import Patience
 
 
 class ZODenoiserDefense(
-    MetaEstimatorMixin, CertifiedPrediction, ClassifierMixin, DefenseParameters
+    MetaEstimatorMixin, CertifiedPrediction, ClassifierMixin, TransformerMixin, DefenseParameters
 ):
     """Denoiser in front of a black-box classifier, with predictions that are certified.
 
@@ -272,7 +272,12 @@ class ZODenoiserDefense(
 
     def _as_samples(self, X: Any) -> np.ndarray:
         dtype = [np.float64, np.float32]
-        return validate_data(self, X, reset=False, dtype=dtype, allow_nd=True)
+        X = validate_data(self, X, reset=False, dtype=dtype, allow_nd=True)
+        if X.shape[1:] != (expected := self._classifier.layout.shape):
+            raise ValueError(
+                f"X has samples of shape {X.shape[1:]}; expected {expected}, as in fit."
+            )
+        return X
 
     def __sklearn_is_fitted__(self) -> bool:
         return hasattr(self, "white_")

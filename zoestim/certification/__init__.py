@@ -8,12 +8,15 @@ from zoestim.certification._bounds import (
     min_draws,
     warn_unreachable,
 )
+from zoestim.certification._checks import check_alpha, check_integer
 from zoestim.certification._votes import count_votes
 
 __all__ = [
     "average_certified_radius",
     "certified_accuracy",
     "certify_counts",
+    "check_alpha",
+    "check_integer",
     "clopper_pearson_lower",
     "count_votes",
     "max_certifiable_radius",

@@ -2,12 +2,12 @@
 
 from zoestim.defense._black_box import RESPONSES, is_estimator, refuse_no_classifier
 from zoestim.defense._defended import Defended
-from zoestim.defense._denoisers import Noise, choose_trainable
+from zoestim.defense._denoisers import Noise, refuse_other_shape, trainable_names
 from zoestim.defense._layout import DATA_FORMATS, Layout
 from zoestim.defense._scores import Classifier
 from zoestim.defense._steps import steps_for
 from zoestim.defense._targets import ask_targets, fitted_black_box
-from zoestim.defense._white import pretrained_white, squared_error
+from zoestim.defense._white import initial_white, pretrained_white, squared_error
 
 __all__ = [
     "DATA_FORMATS",
@@ -17,11 +17,13 @@ __all__ = [
     "Layout",
     "Noise",
     "ask_targets",
-    "choose_trainable",
     "fitted_black_box",
+    "initial_white",
     "is_estimator",
     "pretrained_white",
     "refuse_no_classifier",
+    "refuse_other_shape",
     "squared_error",
     "steps_for",
+    "trainable_names",
 ]

@@ -47,7 +47,7 @@ class Responder:
                 f"response_method={response_method!r} is a method of scikit-learn's classifiers; "
                 f"expected 'auto', 'proba', 'logits' or 'labels' for {type(classifier).__name__}."
             )
-        elif isinstance(classifier, BlackBox):
+        elif isinstance(classifier, BlackBox) and _is_plain(classifier):
             self.ask = classifier.function
         elif isinstance(classifier, nn.Module):
             self.ask = _ModuleCall(classifier)
@@ -116,12 +116,45 @@ def _method(classifier: Any, response_method: str) -> str:
     )
 
 
-def kind_of(answers: np.ndarray) -> str:
+def _is_plain(box: BlackBox) -> bool:
+    """Return whether a box is a function of samples alone."""
+    return not box.vectorized and not any(True for _ in box.parameters())
+
+
+def kind_of(answers: list[np.ndarray]) -> str:
     """Return what the answers of a function are: labels, probabilities or logits."""
-    if answers.ndim == 1 or answers.shape[1] == 1:
+    if any(one_column(each) for each in answers):
+        _refuse_scores([each for each in answers if one_column(each)])
         return "labels"
-    rows = np.asarray(answers, dtype=np.float64)
-    sums = rows.sum(1)
-    if np.all(rows[np.isfinite(sums)] >= 0) and np.allclose(sums[np.isfinite(sums)], 1, atol=1e-3):
+    rows = np.concatenate([np.asarray(each, dtype=np.float64).ravel() for each in answers])
+    sums = np.concatenate([np.asarray(each, dtype=np.float64).sum(1) for each in answers])
+    finite = sums[np.isfinite(sums)]
+    if len(finite) and not (rows < 0).any() and np.allclose(finite, 1, atol=1e-3):
         return "proba"
     return "logits"
+
+
+def one_column(answers: np.ndarray) -> bool:
+    """Return whether there is one answer a sample: a label, or the score of the second class."""
+    return answers.ndim == 1 or answers.shape[1] == 1
+
+
+def missing(labels: np.ndarray) -> np.ndarray:
+    """Return which labels are None or NaN: no answer."""
+    if labels.dtype.kind == "O":
+        return np.array([each is None or each != each for each in labels], dtype=bool)
+    return np.isnan(labels) if labels.dtype.kind == "f" else np.zeros(len(labels), dtype=bool)
+
+
+def _refuse_scores(answers: list[np.ndarray]) -> None:
+    """Raise ValueError if numbers are no labels."""
+    for each in answers:
+        if (
+            each.dtype.kind == "f"
+            and (odd := each[np.isfinite(each) & (each != np.round(each))]).size
+        ):
+            raise ValueError(
+                f"The black box returned one number a sample, such as {odd.flat[0]:g}, which is "
+                "no label; expected labels, or a column of scores a class. Set response_method="
+                "'proba' or 'logits' if it is the score of the second of two classes."
+            )

@@ -34,6 +34,8 @@ class Defended:
     def __call__(self, X: np.ndarray) -> np.ndarray:
         """Return the index of the class of each sample, -1 where the black box failed."""
         given = self.denoise(X)
+        if self.classifier.penalize:  # it has patience itself, and raises nothing
+            return replace(self.classifier, patience=self.patience).labels(given)
         return self.patience.insist(lambda: self.classifier.labels(given))
 
     def denoise(self, X: np.ndarray) -> np.ndarray:

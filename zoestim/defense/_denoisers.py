@@ -5,10 +5,12 @@ from __future__ import annotations
 import copy
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor, nn
 
 from zoestim.defense._layout import Layout
+from zoestim.evaluation import as_tensor, unchanged_generators
 from zoestim.models import MLP, DnCNN
 
 DEPTHS = {"dncnn": 17, "mlp": 3}
@@ -56,6 +58,11 @@ def build_denoiser(given: Any, layout: Layout, depth: int | None, width: int | N
     if isinstance(given, nn.Module):
         return copy.deepcopy(given)
     if isinstance(given, type):
+        if not issubclass(given, nn.Module):
+            raise TypeError(
+                f"denoiser={given!r} is a class, but none of modules; expected one of nn.Module, "
+                "or an object that can be called."
+            )
         return given()
     kind = given if given != "auto" else "mlp" if layout.image is None else "dncnn"
     depth, width = depth or DEPTHS[kind], width or WIDTH
@@ -78,7 +85,9 @@ def build_autoencoder(layout: Layout, latent_dim: int, like: nn.Module) -> nn.Se
     """Return an encoder to `latent_dim` numbers and its decoder, of the type of a module."""
     halves = _of_rows if layout.image is None else _of_images
     encoder, decoder = halves(layout.item, latent_dim)
-    return nn.Sequential(encoder, decoder).to(next(like.parameters()).dtype)
+    first = next(like.parameters(), None)
+    halves = nn.Sequential(encoder, decoder)
+    return halves if first is None else halves.to(first.dtype)
 
 
 def _of_rows(item: tuple[int, ...], latent_dim: int) -> tuple[nn.Module, nn.Module]:
@@ -102,24 +111,38 @@ def _of_images(item: tuple[int, ...], latent_dim: int) -> tuple[nn.Module, nn.Mo
     return encoder, nn.Sequential(nn.Linear(latent_dim, size), unflatten, *up)
 
 
-def choose_trainable(denoiser: nn.Module, trainable: Any) -> None:
-    """Switch on what is trained of a denoiser: everything, its last layer, or some by name."""
+def trainable_names(denoiser: nn.Module, trainable: Any) -> set[str]:
+    """Return what is trained of a denoiser: everything, its last layer, or some by name."""
     named = dict(denoiser.named_parameters())
     if isinstance(trainable, str):
-        chosen = set(named) if trainable != "last" else set(_last_layer(denoiser))
-    else:
-        chosen = set(trainable)
-        unknown = sorted(chosen - set(named))
-        if unknown or not chosen:
-            raise ValueError(
-                f"trainable names {unknown or 'no parameter'}; expected some of {list(named)}, "
-                "'last', 'all' or 'zo-grasp'."
-            )
-    for name, parameter in named.items():
-        parameter.requires_grad_(name in chosen)
+        return set(named) if trainable != "last" else set(_last_layer(denoiser))
+    chosen = set(trainable)
+    unknown = sorted(map(str, chosen - set(named)))
+    if unknown or not chosen:
+        raise ValueError(
+            f"trainable names {unknown or 'no parameter'}; expected some of {list(named)}, "
+            "'last', 'all' or 'zo-grasp'."
+        )
+    return chosen
+
+
+def refuse_other_shape(denoiser: nn.Module, X: np.ndarray) -> None:
+    """Raise ValueError if a denoiser gives samples back in another shape."""
+    like = next(denoiser.parameters(), None)
+    data, training = as_tensor(X), denoiser.training
+    with torch.no_grad(), unchanged_generators(torch.device("cpu")):
+        found = denoiser.eval()(data if like is None else data.to(like.device, like.dtype))
+    denoiser.train(training)
+    if found.shape != data.shape:
+        raise ValueError(
+            f"The denoiser returned {tuple(found.shape)} for samples of shape "
+            f"{tuple(data.shape)}; expected the same shape, with the channels first."
+        )
 
 
 def _last_layer(denoiser: nn.Module) -> list[str]:
     layers = [name for name, part in denoiser.named_modules() if list(part.parameters(False))]
+    if not layers:
+        return []
     prefix = f"{layers[-1]}." if layers[-1] else ""
     return [f"{prefix}{n}" for n, _ in denoiser.get_submodule(layers[-1]).named_parameters()]

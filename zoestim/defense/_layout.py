@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from numbers import Integral
 from typing import Any
 
 import numpy as np
@@ -44,6 +45,13 @@ class Layout:
             Where the channels of images are.
         """
         last = data_format == "channels_last"
+        if image_shape is not None and not all(
+            isinstance(size, Integral) and size > 0 for size in image_shape
+        ):
+            raise ValueError(
+                f"image_shape={image_shape!r} is no shape; expected two or three positive "
+                "integers, as (height, width)."
+            )
         if image_shape is None and X.ndim == 2:
             return cls(X.shape[1:], None)
         shape = X.shape[1:] if image_shape is None else tuple(map(int, image_shape))

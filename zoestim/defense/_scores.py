@@ -10,7 +10,7 @@ import torch
 from scipy.special import log_softmax
 from torch import nn
 
-from zoestim.defense._black_box import Responder
+from zoestim.defense._black_box import Responder, missing, one_column
 from zoestim.defense._layout import Layout
 from zoestim.evaluation import Patience
 
@@ -85,7 +85,7 @@ class Classifier:
         low, high = self.input_range
         X = np.clip(X, low, high)
         if self.quantize:
-            X = low + np.round((X - low) * (255 / (high - low))) * ((high - low) / 255)
+            X = low + np.round((X - low) * (255 / (high - low))) * (high - low) / 255
         return X.astype(self.dtype, copy=False)
 
     def labels(self, X: np.ndarray) -> np.ndarray:
@@ -131,14 +131,15 @@ class Classifier:
     def _one_hot(self, answers: np.ndarray) -> np.ndarray:
         labels = answers.reshape(len(answers))
         found = (labels[:, None] == self.classes).astype(np.float64)
-        if labels.dtype.kind == "f":
-            found[np.isnan(labels)] = np.nan
+        found[missing(labels)] = np.nan
         return found
 
     def _columns(self, answers: np.ndarray) -> np.ndarray:
         values, n_classes = np.asarray(answers, dtype=np.float64), len(self.classes)
-        if values.ndim == 1 and n_classes == 2:  # a decision function, of the second class
-            values = np.stack([np.zeros_like(values), values], axis=1)
+        if one_column(values) and n_classes == 2:  # of the second class
+            values = values.reshape(len(values))
+            first = 1 - values if self.kind == "proba" else np.zeros_like(values)
+            values = np.stack([first, values], axis=1)
         if values.ndim != 2 or values.shape[1] != n_classes:
             raise ValueError(
                 f"The black box returned an array of shape {answers.shape}; expected "

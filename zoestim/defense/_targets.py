@@ -12,7 +12,7 @@ from sklearn.base import clone
 from sklearn.frozen import FrozenEstimator
 
 from zoestim.backends import Backend
-from zoestim.defense._black_box import Responder, is_estimator, kind_of
+from zoestim.defense._black_box import Responder, is_estimator, kind_of, missing, one_column
 from zoestim.defense._layout import Layout
 from zoestim.defense._scores import Classifier
 from zoestim.evaluation import Asking, Patience, QueryError, hash_of
@@ -33,7 +33,14 @@ def fitted_black_box(defense: Any, X: np.ndarray, y: Any) -> Any:
 
 
 def ask_targets(
-    defense: Any, box: Any, X: np.ndarray, y: Any, layout: Layout, asking: Asking
+    defense: Any,
+    box: Any,
+    X: np.ndarray,
+    y: Any,
+    layout: Layout,
+    asking: Asking,
+    n_before: int = 0,
+    before: Classifier | None = None,
 ) -> tuple[Classifier, np.ndarray, int]:
     """Ask about clean samples.
 
@@ -51,6 +58,10 @@ def ask_targets(
         How they are laid out.
     asking : Asking
         Who asks, and how patiently.
+    n_before : int, default=0
+        How many queries of the budget are spent.
+    before : Classifier, optional
+        The black box as it turned out to be in a fit that goes on.
 
     Returns
     -------
@@ -64,10 +75,11 @@ def ask_targets(
     respond, size = Responder(box, defense.response_method), defense.query_batch_size
     n_asked = len(X) if defense.target == "black_box" else min(size, len(X))
     limit = defense.max_queries
-    if limit is not None and limit < n_asked:
+    if limit is not None and limit < n_before + n_asked:
+        spent = f" beside the {n_before} of the fit that goes on" if n_before else ""
         raise ValueError(
             f"max_queries={limit} is less than the {n_asked} clean samples that the black box is "
-            "asked about first; expected more. Raise it, or pass fewer samples."
+            f"asked about first{spent}; expected more. Raise it, or pass fewer samples."
         )
     penalize = defense.on_error == "penalize"
     answers = ask_all(respond, X[:n_asked], size, asking.backend, asking.patience)
@@ -78,11 +90,13 @@ def ask_targets(
             f"The black box failed on clean samples: {type(failure).__name__}: {failure}. Mend its "
             "cause, raise max_retries, or set on_error='penalize' if some may fail."
         ) from failure
-    kind = kind_of(good[0]) if respond.kind == "auto" else respond.kind
-    classifier = Classifier(
-        respond, kind, _classes(defense.classes, box, kind, good, y), layout, defense.input_range,
-        defense.quantize, size, penalize, asking.patience, dtype=X.dtype,
-    )  # fmt: skip
+    classifier = before
+    if classifier is None:
+        kind = kind_of(good) if respond.kind == "auto" else respond.kind
+        classifier = Classifier(
+            respond, kind, _classes(defense.classes, box, kind, good, y), layout,
+            defense.input_range, defense.quantize, size, penalize, asking.patience, dtype=X.dtype,
+        )  # fmt: skip
     if defense.target == "labels":
         return classifier, encode(y, classifier.classes), n_asked
     found = [
@@ -101,13 +115,21 @@ def _classes(
 ) -> np.ndarray:
     """Return the classes, in the order of the black box's columns."""
     if given is not None:
-        return np.asarray(given)
+        classes = np.asarray(given)
+        if classes.ndim != 1 or len(np.unique(classes)) != len(classes):
+            raise ValueError(
+                f"classes={given!r} must be one label a column of the black box, each once; "
+                f"expected such as {np.unique(classes).tolist()}."
+            )
+        return classes
     if hasattr(box, "classes_"):
         return np.asarray(box.classes_)
     if kind != "labels":
-        return np.arange(answers[0].shape[1])
+        return np.arange(2 if one_column(answers[0]) else answers[0].shape[1])
     seen = np.concatenate([each.reshape(len(each)) for each in answers])
-    return np.unique(seen if y is None else np.concatenate([seen, y]))
+    seen = np.unique(seen[~missing(seen)])
+    alike = y is not None and (seen.dtype.kind in "OUS") == (y.dtype.kind in "OUS")
+    return np.unique(np.concatenate([seen, y])) if alike else seen
 
 
 def encode(y: np.ndarray, classes: np.ndarray) -> np.ndarray:

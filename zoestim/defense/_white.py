@@ -15,13 +15,55 @@ from zoestim.defense._pretraining import pretrain
 from zoestim.evaluation import drawing_from
 
 
-def pretrained_white(
-    defense: Any, X: np.ndarray, layout: Layout, device: torch.device, seeds: list[int]
-) -> tuple[nn.Sequential, nn.Module | None]:
-    """Return the white part of a defense, and the decoder behind it if it ends in an encoder.
+def initial_white(defense: Any, layout: Layout, seed: int) -> nn.Sequential:
+    """Return the denoiser of a defense as it starts, and what is behind it.
 
     Parameters
     ----------
+    defense : ZODenoiserDefense
+        Its parameters.
+    layout : Layout
+        How samples are laid out.
+    seed : int
+        Draws initial weights.
+
+    Returns
+    -------
+    nn.Sequential
+        The denoiser alone, or denoiser, encoder and decoder.
+    """
+    given, latent_dim = defense.denoiser, defense.latent_dim
+    function = callable(given) and not isinstance(given, nn.Module | type)
+    if given is None or function:
+        if latent_dim is not None or defense.init_denoiser is not None:
+            raise ValueError(
+                f"denoiser={given!r} is not trained, and latent_dim and init_denoiser are for one "
+                "that is; expected None for both, or a denoiser such as 'auto'."
+            )
+        return nn.Sequential(FunctionDenoiser(given, layout) if function else nn.Identity())
+    with drawing_from(seed, torch.device("cpu")):
+        denoiser = build_denoiser(given, layout, defense.depth, defense.width)
+        parts = [denoiser]
+        if latent_dim is not None:
+            parts += build_autoencoder(layout, latent_dim, denoiser)
+    _start_from(denoiser, defense.init_denoiser)
+    return nn.Sequential(*parts)
+
+
+def pretrained_white(
+    white: nn.Sequential,
+    defense: Any,
+    X: np.ndarray,
+    layout: Layout,
+    device: torch.device,
+    seed: int,
+) -> tuple[nn.Sequential, nn.Module | None]:
+    """Train a denoiser, and the autoencoder behind it, to give clean samples back.
+
+    Parameters
+    ----------
+    white : nn.Sequential
+        What :func:`initial_white` returned; it is trained in place.
     defense : ZODenoiserDefense
         Its parameters.
     X : ndarray of shape (n, ...)
@@ -30,25 +72,20 @@ def pretrained_white(
         How they are laid out.
     device : torch.device
         Where to train.
-    seeds : list of two int
-        They draw initial weights, and batches and noise.
+    seed : int
+        Draws batches and noise.
+
+    Returns
+    -------
+    white : nn.Sequential
+        What is before the black box, in evaluation mode.
+    decoder : nn.Module or None
+        What belongs to the black box, if there is an autoencoder.
     """
-    given = defense.denoiser
-    if given is None:
-        return nn.Sequential(nn.Identity()), None
-    if callable(given) and not isinstance(given, nn.Module | type):
-        return nn.Sequential(FunctionDenoiser(given, layout)), None
-    with drawing_from(seeds[0], torch.device("cpu")):
-        denoiser = build_denoiser(given, layout, defense.depth, defense.width)
-        halves = None
-        if defense.latent_dim is not None:
-            halves = build_autoencoder(layout, defense.latent_dim, denoiser)
-    noisy: nn.Module | None = nn.Sequential(Noise(defense.noise_std), denoiser)
-    if defense.init_denoiser is not None:
-        _start_from(denoiser, defense.init_denoiser)
-        noisy = None
-    for part in (noisy, halves):
-        if part is not None and defense.pretrain_epochs:
+    denoiser, *halves = white
+    noisy = [] if defense.init_denoiser is not None else [Noise(defense.noise_std), denoiser]
+    for part in (nn.Sequential(*noisy), nn.Sequential(*halves)):
+        if defense.pretrain_epochs and any(p.requires_grad for p in part.parameters()):
             pretrain(
                 part,
                 layout.to_denoiser(X),
@@ -56,12 +93,11 @@ def pretrained_white(
                 lr=defense.pretrain_lr,
                 batch_size=defense.batch_size,
                 device=device,
-                seed=seeds[1],
+                seed=seed,
             )
-    if halves is None:
-        return nn.Sequential(denoiser).to(device).eval(), None
-    encoder, decoder = halves.to(device).eval()
-    return nn.Sequential(denoiser, encoder).to(device).eval(), decoder.requires_grad_(False)
+    parts = list(white.to(device).eval())
+    decoder = parts[2].requires_grad_(False) if halves else None
+    return nn.Sequential(*parts[:2]), decoder
 
 
 def squared_error(
@@ -73,6 +109,8 @@ def squared_error(
 
 
 def _start_from(denoiser: nn.Module, given: Any) -> None:
+    if given is None:
+        return
     state = given.state_dict() if isinstance(given, nn.Module) else given
     try:
         denoiser.load_state_dict(state)
