@@ -165,9 +165,13 @@ def _ask_base(objective: Objective, batch: Batch, asking: Asking) -> _Base:
         # Not in the thread of a timed call: it would wait for the generators, which are set aside
         # here, as long as here the call is waited for.
         objective.prepare(batch)
-        reply = asking.patience.ask(
-            lambda: _base_pass(objective, batch), lambda base: bool(base.loss.isfinite().all())
-        )
+        draws = RandomState.current(batch.X.device)
+
+        def attempt() -> _Base:
+            draws.restore()  # the same each time
+            return _base_pass(objective, batch)
+
+        reply = asking.patience.ask(attempt, lambda base: bool(base.loss.isfinite().all()))
         if isinstance(reply.cause, ValueError | TypeError):
             raise reply.cause  # of outputs or targets that cannot be used, which says what to do
         if reply.cause is not None:
