@@ -176,6 +176,19 @@ def test_penalized_failures_end_no_fit(error):
     assert all(np.isfinite(value).all() for value in weights(model))
 
 
+def test_samples_without_a_target_are_left_out():
+    def some(X):
+        found = scores(X)
+        found[np.abs(X[:, 0]) > 0.9] = np.nan
+        return found
+
+    failed = int((np.abs(X[:, 0]) > 0.9).sum())
+    with pytest.warns(UserWarning, match=f"{failed} of 40 samples are left out") as caught:
+        model = defense(some, on_error="penalize", max_epochs=1).fit(X)
+    assert caught[0].filename == __file__
+    assert model.n_queries_ == 40 + (40 - failed) * (N_LAST + 1)
+
+
 def test_a_box_that_hangs_is_penalized_too():
     asked = []
 
@@ -206,8 +219,9 @@ def test_a_flaky_box_is_asked_again_and_gives_the_same():
 
 def test_ctrl_c_keeps_what_was_learned():
     client = Client(fails_from=60, fails_until=61, error=KeyboardInterrupt())
-    with pytest.warns(UserWarning, match="The fit was interrupted in epoch"):
+    with pytest.warns(UserWarning, match="The fit was interrupted in epoch") as caught:
         model = defense(client, query_batch_size=100, max_epochs=4).fit(X)
+    assert caught[0].filename == __file__
     assert model.termination_condition_ == "callback"
     assert not same(weights(model), weights(defense(scores, max_epochs=0).fit(X)))
     assert model.predict(X).shape == (N,)

@@ -290,6 +290,7 @@ def test_bad_settings_are_refused_before_anything_is_asked():
         ({"input_range": ("a", "b")}, "is no range"),
         ({"denoiser": "mlp"}, "denoiser='mlp' is for the rows of a table"),
         ({"denoiser": nn.Conv2d}, "required positional argument"),
+        ({"journal_queries": True}, "journal_queries=True keeps answers beside the checkpoint"),
         ({"checkpoint": "a file", "random_state": None}, "checkpoint needs a random_state"),
     ):
         with pytest.raises((ValueError, TypeError), match=text):

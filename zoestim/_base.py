@@ -40,6 +40,7 @@ class BaseZOEstimator(CallbackSupportMixin, ZOParameters):
     _step = TrainingStep  # how a gradient is found
     _counts_samples = False  # whether a query is a loss on one sample, rather than on a batch
     _n_queries_before = 0  # what was asked before the first fit
+    _warning_level = 6  # the stack between a warning of a fit and its caller
 
     @_fit_context(prefer_skip_nested_validation=True)
     def fit(self, X: Any, y: Any, sample_weight: Any = None) -> Self:

@@ -175,6 +175,11 @@ def _refuse_bad_settings(defense: Any, X: np.ndarray, y: Any, layout: Layout) ->
         )
     if defense.input_range is not None:
         _refuse_bad_range(defense.input_range)
+    if defense.journal_queries and defense.checkpoint is None:
+        raise ValueError(
+            "journal_queries=True keeps answers beside the checkpoint, and there is none; expected "
+            "checkpoint=PATH too."
+        )
     if defense.checkpoint is not None and defense.random_state is None:
         raise ValueError(
             "checkpoint needs a random_state: without one another run starts from another "

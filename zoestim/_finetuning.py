@@ -16,6 +16,7 @@ class ChainTraining(BaseZOEstimator):
 
     _step = ChainStep
     _counts_samples = True
+    _warning_level = 10
     _default_lr = {"cge": 1e-3, "rge": 1e-3}  # of Adam
 
     def _encode_target(self, y: Any, weight: Any, *, reset: bool) -> np.ndarray:

@@ -93,11 +93,31 @@ def test_answers_of_a_wrong_shape_are_refused(answers):
         Responder(lambda X: answers, "auto")(X)
 
 
+def test_complex_answers_are_refused():
+    with pytest.raises(TypeError, match="array of complex128; expected real numbers, or labels"):
+        Responder(lambda X: scores(X) + 1j, "auto")(X)
+
+
+def test_a_box_may_write_to_what_it_gets():
+    given = X.copy()
+
+    def writing(X):
+        found = scores(X)
+        X[:] = 0
+        return found
+
+    responder = Responder(writing, "auto")
+    np.testing.assert_array_equal(responder(given), responder(given))
+    np.testing.assert_array_equal(given, X)
+
+
 def test_what_is_no_classifier_is_refused():
     with pytest.raises(TypeError, match="LinearRegression, which is no classifier"):
         refuse_no_classifier(LinearRegression())
     with pytest.raises(TypeError, match="cannot be asked; expected a scikit-learn classifier"):
         refuse_no_classifier(7)
+    with pytest.raises(TypeError, match="LogisticRegression'> cannot be asked"):
+        refuse_no_classifier(LogisticRegression)
     for fine in (LogisticRegression(), FrozenEstimator(LogisticRegression()), nn.ReLU(), scores):
         refuse_no_classifier(fine)
     assert is_estimator(LogisticRegression())

@@ -59,14 +59,20 @@ class Responder:
         if self.columns is not None:
             import pandas as pd
 
-            X = pd.DataFrame(X, columns=self.columns)
-        found = self.ask(X)
+            found = self.ask(pd.DataFrame(X, columns=self.columns))
+        else:
+            found = self.ask(X.copy())  # it may write to it
         found = found.detach().cpu().numpy() if isinstance(found, torch.Tensor) else found
         answers = np.asarray(found)
         if not answers.ndim or len(answers) != len(X) or answers.ndim > 2:
             raise ValueError(
                 f"The black box returned an array of shape {answers.shape} for {len(X)} samples; "
                 f"expected ({len(X)}, n_classes) scores, or ({len(X)},) labels."
+            )
+        if answers.dtype.kind not in "biufOSU":
+            raise TypeError(
+                f"The black box returned an array of {answers.dtype}; expected real numbers, or "
+                "labels."
             )
         return answers
 
@@ -91,14 +97,14 @@ def is_estimator(classifier: Any) -> bool:
 
 def refuse_no_classifier(classifier: Any) -> None:
     """Raise TypeError for what cannot be asked for classes."""
+    if isinstance(classifier, type) or not (is_estimator(classifier) or callable(classifier)):
+        raise TypeError(
+            f"estimator={classifier!r} cannot be asked; expected a scikit-learn classifier, a "
+            "torch module, or a callable from samples to scores or labels."
+        )
     if is_estimator(classifier) and not is_classifier(classifier):
         raise TypeError(
             f"estimator is a {type(classifier).__name__}, which is no classifier; expected one, a "
-            "torch module, or a callable from samples to scores or labels."
-        )
-    if not is_estimator(classifier) and not callable(classifier):
-        raise TypeError(
-            f"estimator={classifier!r} cannot be asked; expected a scikit-learn classifier, a "
             "torch module, or a callable from samples to scores or labels."
         )
 

@@ -86,9 +86,10 @@ def ask_targets(
     good = [each for each in answers if not isinstance(each, Exception)]
     failure = next((each for each in answers if isinstance(each, Exception)), None)
     if failure is not None and (not penalize or not good):
+        text = f"{type(failure).__name__}: {failure}"
         raise QueryError(
-            f"The black box failed on clean samples: {type(failure).__name__}: {failure}. Mend its "
-            "cause, raise max_retries, or set on_error='penalize' if some may fail."
+            f"The black box failed on clean samples: {text.rstrip('.')}. Mend its cause, raise "
+            "max_retries, or set on_error='penalize' if some may fail."
         ) from failure
     classifier = before
     if classifier is None:
@@ -156,7 +157,7 @@ def _report_failed(targets: np.ndarray, penalize: bool) -> None:
         warnings.warn(
             f"{len(failed)} of {len(targets)} samples are left out of the training by queries: the "
             "black box gave no class for them.",
-            stacklevel=6,
+            stacklevel=7,
         )
 
 

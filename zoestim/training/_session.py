@@ -93,7 +93,7 @@ class Session:
             reason = _termination(self.net, self.callbacks, self.n_before)
             if self.checkpoint is not None:
                 self.checkpoint.end(self.net, reason)
-            _warn(self.net, estimator.smoothing)
+            _warn(self.net, estimator.smoothing, estimator._warning_level)
         finally:
             if self.checkpoint is not None:
                 self.checkpoint.close()
@@ -310,20 +310,20 @@ def _kept(checkpoint: Checkpoint | None) -> Iterator[None]:
         raise
 
 
-def _warn(net: ZONet, smoothing: float) -> None:
+def _warn(net: ZONet, smoothing: float, level: int) -> None:
     """Say what a caller would not see by itself of a fit that returned."""
     if net.zo_interrupted:
         warnings.warn(
             f"The fit was interrupted in epoch {len(net.history)}, after {net.zo_step.n_steps} "
             "training steps, and keeps what they learned. Call fit again to train in full.",
-            stacklevel=6,
+            stacklevel=level,
         )
     elif not net.zo_step.responded:
         warnings.warn(
             "No query changed the loss, so nothing was learned: the step is too small for outputs "
             f"that are rounded or counted. Raise smoothing={smoothing}.",
             ConvergenceWarning,
-            stacklevel=6,
+            stacklevel=level,
         )
 
 
