@@ -160,6 +160,8 @@ def test_abstentions_are_told(model, worded):
     assert abstaining(model, "?").tolist() == ["?"] * 3
     assert abstaining(worded, -1).tolist() == [-1] * 3
     assert abstaining(worded, "abstention").tolist() == ["abstention"] * 3  # longer than a class
+    with pytest.raises(ValueError, match="is several; expected one value for all samples"):
+        abstaining(model, [-1, -2])
     for each, label in ((model, 1), (worded, "bee")):
         with pytest.raises(ValueError, match="is one of the classes; expected a value that is non"):
             abstaining(each, label)

@@ -235,6 +235,11 @@ def test_what_is_not_trained_is_used_as_it_is(denoiser):
         defense(scores, denoiser=denoiser, latent_dim=2, space="input").fit(X)
 
 
+def test_what_is_not_trained_keeps_the_shape():
+    with pytest.raises(ValueError, match=r"array of shape \(2, 8\) for samples of shape \(2, 16"):
+        defense(scores, denoiser=lambda rows: rows[:, :8]).fit(X)
+
+
 def test_a_module_without_parameters_is_not_trained():
     assert defense(scores, denoiser=nn.Identity()).fit(X).trainer_ is None
 
@@ -242,7 +247,7 @@ def test_a_module_without_parameters_is_not_trained():
 @pytest.mark.parametrize("form", [lambda module: module, lambda module: module.state_dict()])
 def test_init_denoiser(form):
     given = dncnn()
-    model = defense(scores, init_denoiser=form(given), pretrain_epochs=0, max_epochs=0).fit(X)
+    model = defense(scores, init_denoiser=form(given), max_epochs=0).fit(X)
     assert same(weights(model), [value.numpy() for value in given.state_dict().values()])
     with pytest.raises(ValueError, match="init_denoiser does not fit the denoiser: "):
         defense(scores, init_denoiser=form(dncnn(3))).fit(X)

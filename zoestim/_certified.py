@@ -197,6 +197,11 @@ class CertifiedPrediction:
             If `abstain_label` is a class.
         """
         check_is_fitted(self)
+        if np.ndim(abstain_label):
+            raise ValueError(
+                f"abstain_label={abstain_label!r} is several; expected one value for all samples, such "
+                "as None."
+            )
         if abstain_label in self.classes_.tolist():
             raise ValueError(
                 f"abstain_label={abstain_label!r} is one of the classes; expected a value that is "

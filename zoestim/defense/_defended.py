@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 import copy
+from collections.abc import Callable
 from dataclasses import dataclass, replace
+from typing import Any
 
 import numpy as np
 import torch
 from torch import nn
 
+from zoestim.defense._layout import Layout
 from zoestim.defense._scores import Classifier
 from zoestim.evaluation import Patience, as_tensor
 
@@ -62,11 +65,17 @@ def _on(module: nn.Module, device: torch.device) -> nn.Module:
 class FunctionDenoiser(nn.Module):
     """A denoiser that somebody else has made, as a module; nothing in it is trained."""
 
-    def __init__(self, function, layout):  # type: ignore[no-untyped-def]
+    def __init__(self, function: Callable[[np.ndarray], Any], layout: Layout):
         super().__init__()
         self.function = function
         self.layout = layout
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
-        found = np.asarray(self.function(self.layout.to_user(x.cpu().numpy())))
+        given = self.layout.to_user(x.cpu().numpy())
+        found = np.asarray(self.function(given.copy()))  # it may write to it
+        if found.shape != given.shape:
+            raise ValueError(
+                f"The denoiser returned an array of shape {found.shape} for samples of shape "
+                f"{given.shape}; expected the same shape."
+            )
         return torch.from_numpy(self.layout.to_denoiser(found)).to(x)

@@ -141,8 +141,9 @@ def refuse_other_shape(denoiser: nn.Module, X: np.ndarray) -> None:
 
 
 def _last_layer(denoiser: nn.Module) -> list[str]:
-    layers = [name for name, part in denoiser.named_modules() if list(part.parameters(False))]
+    parts = dict(denoiser.named_modules())
+    layers = [name for name, part in parts.items() if list(part.parameters(False))]
     if not layers:
         return []
     prefix = f"{layers[-1]}." if layers[-1] else ""
-    return [f"{prefix}{n}" for n, _ in denoiser.get_submodule(layers[-1]).named_parameters()]
+    return [f"{prefix}{n}" for n, _ in parts[layers[-1]].named_parameters()]
