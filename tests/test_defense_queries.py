@@ -1,10 +1,12 @@
 """What a defense asks: so many images and no more, no layer twice, and what failures leave."""
 
+import copy
 import time
 
 import numpy as np
 import pytest
 import torch
+from scipy.special import log_softmax
 from skorch.callbacks import Callback
 
 from defense.boxes import IMAGES, N_LAST, Client, defense, labels, same, scores, weights
@@ -12,7 +14,13 @@ from zoestim import QueryError
 from zoestim.models import DnCNN
 
 pytestmark = pytest.mark.usefixtures("global_rng_untouched")
-X, N = IMAGES, len(IMAGES)
+X, Y, N = IMAGES, labels(IMAGES), len(IMAGES)
+
+
+def denoiser_of(depth: int) -> DnCNN:
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(1)
+        return DnCNN(depth, 4)
 
 
 # --- How many images
@@ -112,8 +120,7 @@ def test_a_query_of_the_last_layer_runs_no_other_layer(settings):
     def count(*_):
         runs.append(1)
 
-    with torch.random.fork_rng(devices=[]):
-        given = DnCNN(4, 4)
+    given = denoiser_of(4)
     for layer in given.net[:-1]:
         layer.register_forward_hook(count)
 
@@ -131,6 +138,67 @@ def test_a_query_of_the_last_layer_runs_no_other_layer(settings):
         assert not reuse.unfolded
     statistics = [b for n, b in plain.white_.named_buffers() if "tracked" in n]
     assert {int(count) for count in statistics} == {2}  # the batches of the pretraining
+
+
+# --- The gradient
+
+
+class Gradient(Callback):
+    """Keeps the last gradient."""
+
+    def on_grad_computed(self, net, **kwargs):
+        found = net.module_.white.parameters()
+        self.grads = [p.grad.clone() for p in found if p.grad is not None]
+
+
+@pytest.mark.parametrize("scheme", ["forward", "central"])
+def test_the_gradient_equals_the_obvious_loop(scheme, monkeypatch):
+    given, kept, mu = denoiser_of(2).double(), Gradient(), 1e-2
+    noise = torch.linspace(-1, 1, 16, dtype=torch.float64).view(1, 1, 4, 4)
+    monkeypatch.setattr(
+        "zoestim.defense._denoisers.torch.randn_like", lambda x: noise
+    )  # of all samples, in whatever order
+    defense(
+        scores, denoiser=given, pretrain_epochs=0, max_epochs=1, batch_size=40, scheme=scheme,
+        smoothing=mu, callbacks=[kept], noise_std=0.1,
+    ).fit(X)  # fmt: skip
+
+    def loss() -> float:
+        with torch.no_grad():
+            cleaned = denoiser.eval()(noisy).numpy().reshape(40, 16)
+        return -log_softmax(scores(cleaned), axis=1)[np.arange(40), Y].mean()
+
+    denoiser, noisy = copy.deepcopy(given), torch.from_numpy(X).view(40, 1, 4, 4) + 0.1 * noise
+    weight = denoiser.net[2].weight.data.view(-1)
+    base, expected = loss(), []
+    for k in range(N_LAST):
+        before = float(weight[k])
+        weight[k] = before + mu
+        up = loss()
+        weight[k] = before - mu
+        expected.append((up - base) / mu if scheme == "forward" else (up - loss()) / (2 * mu))
+        weight[k] = before
+    found = kept.grads[0].numpy().ravel()
+    assert np.abs(found).max() > 1e-3
+    np.testing.assert_allclose(found, expected, rtol=1e-8, atol=1e-12)
+
+
+def test_training_by_queries_lowers_the_loss():
+    settings = {"max_epochs": 8, "pretrain_epochs": 0, "lr": 0.01, "noise_std": 0.5}
+    curve = defense(scores, **settings).fit(X).loss_curve_
+    assert np.mean(curve[-2:]) < np.mean(curve[:2])
+
+
+def test_the_steps_of_the_paper_are_a_schedule():
+    model = defense(scores, max_epochs=4, lr_schedule="step", lr_decay_epochs=2, lr=0.1)
+    rates = []
+
+    class Rates(Callback):
+        def on_epoch_end(self, net, **kwargs):
+            rates.append(net.optimizer_.param_groups[0]["lr"])
+
+    model.set_params(callbacks=[Rates()]).fit(X)
+    np.testing.assert_allclose(rates, [0.1, 0.1, 0.01, 0.01])
 
 
 # --- Failures

@@ -199,8 +199,8 @@ class CertifiedPrediction:
         check_is_fitted(self)
         if np.ndim(abstain_label):
             raise ValueError(
-                f"abstain_label={abstain_label!r} is several; expected one value for all samples, such "
-                "as None."
+                f"abstain_label={abstain_label!r} is several; expected one value for all samples, "
+                "such as None."
             )
         if abstain_label in self.classes_.tolist():
             raise ValueError(
