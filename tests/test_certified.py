@@ -113,6 +113,16 @@ def test_the_black_box_alone(model):
     np.testing.assert_array_equal(found.counts, expected.counts)
 
 
+def test_the_draws_that_choose_are_not_those_that_bound():
+    client = Client()
+    model = defense(client, latent_dim=3, space="input", max_epochs=0).fit(X)
+    client.seen.clear()
+    model.certify(X[:1], 10, 10, random_state=0, defended=False)
+    chosen, bounded = client.seen
+    assert np.abs(chosen - bounded).min() > 0
+    assert 0.1 < np.std(chosen - X[0]) < 0.4  # noise alone: nothing was encoded or decoded
+
+
 def test_workers_count_the_same_votes(model):
     expected = model.certify(X[:4], 10, 30, random_state=0).counts
     try:

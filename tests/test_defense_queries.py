@@ -271,6 +271,20 @@ def test_a_box_that_hangs_is_penalized_too():
     assert model.termination_condition_ == "max_epochs"
 
 
+def test_a_box_that_hangs_loses_votes_alone():
+    hangs = []
+
+    def slow(X):
+        if hangs:
+            time.sleep(hangs.pop())
+        return scores(X)
+
+    settings = {"query_timeout": 0.3, "on_error": "penalize", "query_batch_size": 100}
+    model = defense(slow, max_epochs=0, **settings).fit(X)
+    hangs.append(1.0)
+    assert model.certify(X[:2], 100, 50).counts.sum() == 100  # it was one of those that choose
+
+
 def test_a_flaky_box_is_asked_again_and_gives_the_same():
     class Flaky(Client):
         def __call__(self, X):
