@@ -104,7 +104,9 @@ def _start(defense: Any, X: np.ndarray, y: Any, layout: Layout, asking: Asking) 
     names = trainable_names(white[0], _trainable(defense))
     refuse_other_shape(white[0], layout.to_denoiser(X[:2]))
     box = fitted_black_box(defense, X, y)
-    classifier, targets, n_asked = ask_targets(defense, box, X, y, layout, asking)
+    classifier, targets, n_asked = ask_targets(
+        defense, box, X, y, layout, asking, defense.max_epochs > 0 and bool(names)
+    )
     white, decoder = pretrained_white(white, defense, X, layout, device, pretraining)
     classifier.decoder = decoder
     for name, parameter in white[0].named_parameters():
@@ -131,7 +133,9 @@ def _go_on(defense: Any, X: np.ndarray, y: Any, layout: Layout, asking: Asking) 
             "to start anew, from init_denoiser=white_[0] if you like."
         )
     box, before, n_before = defense.estimator_, defense._classifier, defense.n_queries_
-    _, targets, n_asked = ask_targets(defense, box, X, y, layout, asking, n_before, before)
+    _, targets, n_asked = ask_targets(
+        defense, box, X, y, layout, asking, _trains(defense), n_before, before
+    )
     defense.n_queries_ += n_asked
     if defense.trainer_ is not None:
         defense.trainer_.set_params(**_training_parameters(defense))

@@ -29,10 +29,10 @@ DEFAULTS = {
 }
 
 
-def ask(box, y=None, backend=None, **settings):
+def ask(box, y=None, backend=None, trains=True, **settings):
     asking = Asking(backend or SerialBackend(), Patience(max_retries=0))
     defense = SimpleNamespace(**{**DEFAULTS, **settings})
-    return ask_targets(defense, box, X, y, LAYOUT, asking)
+    return ask_targets(defense, box, X, y, LAYOUT, asking, trains)
 
 
 @pytest.mark.parametrize("kind", ["serial", "threading"])
@@ -132,3 +132,21 @@ def test_a_frozen_classifier_stays_the_same_and_another_is_cloned():
     assert (cloned.predict(X) == 1 - fitted.predict(X)).all()
     with pytest.raises(ValueError, match="requires y to be passed, but the target y is None"):
         fitted_black_box(SimpleNamespace(estimator=LogisticRegression()), X, None)
+
+
+@pytest.mark.parametrize(
+    ("settings", "expected"),
+    [({}, 20), ({"response_method": "logits"}, 8), ({"classes": [0, 1, 2]}, 8)],
+)
+def test_a_box_that_trains_nothing_is_asked_no_more_than_shows_what_it_returns(settings, expected):
+    client = Client()
+    classifier, _, n_queries = ask(client, trains=False, **settings)
+    assert n_queries == client.n_images == expected
+    assert classifier.classes.tolist() == [0, 1, 2]
+
+
+def test_a_classifier_of_scikit_learn_that_trains_nothing_is_not_asked():
+    box = FrozenEstimator(LogisticRegression().fit(X, Y))
+    classifier, targets, n_queries = ask(box, trains=False)
+    assert (n_queries, len(targets)) == (0, 0)
+    assert classifier.classes.tolist() == [0, 1]

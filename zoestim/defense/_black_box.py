@@ -114,7 +114,7 @@ def _method(classifier: Any, response_method: str) -> str:
     wanted = by_kind.get(response_method, response_method)
     options = METHODS if wanted == "auto" else (wanted,)
     for method in options:
-        if hasattr(classifier, method):
+        if hasattr(classifier, method) and not _by_pairs(classifier, method):
             return method
     raise ValueError(
         f"response_method={response_method!r}, and {type(classifier).__name__} has no {wanted}; "
@@ -125,6 +125,13 @@ def _method(classifier: Any, response_method: str) -> str:
 def _is_plain(box: BlackBox) -> bool:
     """Return whether a box is a function of samples alone."""
     return not box.vectorized and not any(True for _ in box.parameters())
+
+
+def _by_pairs(classifier: Any, method: str) -> bool:
+    """Return whether a method gives a column for each pair of classes, as SVC can."""
+    inner = getattr(classifier, "estimator", classifier)  # of a FrozenEstimator
+    shape = getattr(inner, "decision_function_shape", "ovr")
+    return method == "decision_function" and shape == "ovo"
 
 
 def kind_of(answers: list[np.ndarray]) -> str:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import warnings
 from dataclasses import dataclass
 from typing import Any
@@ -39,6 +40,7 @@ def ask_targets(
     y: Any,
     layout: Layout,
     asking: Asking,
+    trains: bool = True,
     n_before: int = 0,
     before: Classifier | None = None,
 ) -> tuple[Classifier, np.ndarray, int]:
@@ -58,6 +60,9 @@ def ask_targets(
         How they are laid out.
     asking : Asking
         Who asks, and how patiently.
+    trains : bool, default=True
+        Whether anything is to be trained by queries: else a few answers will do, to see what the
+        black box returns, or none.
     n_before : int, default=0
         How many queries of the budget are spent.
     before : Classifier, optional
@@ -68,12 +73,14 @@ def ask_targets(
     classifier : Classifier
         The black box as it turned out to be.
     targets : ndarray of int, of shape (n,)
-        The class of each sample, -1 where the black box failed.
+        The class of each sample that was asked about, -1 where the black box failed.
     n_queries : int
         How many samples it was asked about.
     """
     respond, size = Responder(box, defense.response_method), defense.query_batch_size
-    n_asked = len(X) if defense.target == "black_box" else min(size, len(X))
+    n_asked = len(X)
+    if not trains or defense.target == "labels":
+        n_asked = int(min(n_asked, _n_to_tell(defense, respond, box, size, y)))
     limit = defense.max_queries
     if limit is not None and limit < n_before + n_asked:
         spent = f" beside the {n_before} of the fit that goes on" if n_before else ""
@@ -106,9 +113,16 @@ def ask_targets(
         else classifier.best(classifier.read(each))
         for k, each in enumerate(answers)
     ]
-    targets = np.concatenate(found)
+    targets = np.concatenate([np.zeros(0, dtype=np.int64), *found])
     _report_failed(targets, penalize)
     return classifier, targets, n_asked
+
+
+def _n_to_tell(defense: Any, respond: Responder, box: Any, size: int, y: Any) -> float:
+    """Return how many answers show what a black box returns: all, for the labels that it has."""
+    if defense.classes is None and not hasattr(box, "classes_"):
+        return size if respond.kind in ("proba", "logits") or y is not None else math.inf
+    return size if respond.kind == "auto" else 0
 
 
 def _classes(
