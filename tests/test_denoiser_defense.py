@@ -334,3 +334,20 @@ def test_latent_numbers_are_perturbed(image_shape, mse_weight):
 def test_a_default_defense_is_made_from_the_estimator_alone():
     model = ZODenoiserDefense(boxed(Client()))
     assert {name for name in SMALL if name not in model.get_params()} == set()
+
+
+@pytest.mark.parametrize(
+    ("settings", "expected"),
+    [
+        ({"width": 1}, "params"),  # 9 weights in the last layer, 16 pixels
+        ({"width": 2}, "input"),
+        ({"width": 2, "trainable": "last"}, "params"),
+        ({"width": 2, "pruning": "random"}, "params"),
+        ({"width": 1, "trainable": "all"}, "input"),
+        ({"width": 1, "latent_dim": 3}, "input"),
+    ],
+)
+def test_queries_perturb_what_takes_fewer_of_them(settings, expected):
+    model = defense(scores, space="auto", max_epochs=1, **settings).fit(X)
+    assert model.space_ == expected
+    assert (model.trainer_.module.width is None) == (expected == "params")

@@ -101,7 +101,8 @@ def _start(defense: Any, X: np.ndarray, y: Any, layout: Layout, asking: Asking) 
     generator = shared_generator(defense.random_state, asking.backend)
     weights, pretraining, votes, training = (draw_seed(generator) for _ in range(4))
     white = initial_white(defense, layout, weights)
-    names = trainable_names(white[0], _trainable(defense))
+    space = _chosen_space(defense, white[0], layout)
+    names = trainable_names(white[0], _trainable(defense, space))
     refuse_other_shape(white[0], layout.to_denoiser(X[:2]))
     box = fitted_black_box(defense, X, y)
     classifier, targets, n_asked = ask_targets(
@@ -113,7 +114,7 @@ def _start(defense: Any, X: np.ndarray, y: Any, layout: Layout, asking: Asking) 
         parameter.requires_grad_(name in names)
     for name in TRAINED:
         vars(defense).pop(name, None)
-    defense.estimator_, defense.classes_ = box, classifier.classes
+    defense.estimator_, defense.classes_, defense.space_ = box, classifier.classes, space
     defense.white_, defense._classifier = white, classifier
     defense._vote_seed, defense._training_seed = votes, training % 2**32
     defense._built_from = {name: getattr(defense, name) for name in BUILT_FROM}
@@ -157,10 +158,23 @@ def _trains(defense: Any) -> bool:
     return defense.max_epochs > 0 and any(p.requires_grad for p in defense.white_.parameters())
 
 
-def _trainable(defense: Any) -> Any:
+def _chosen_space(defense: Any, denoiser: nn.Module, layout: Layout) -> str:
+    """Return what queries move: by default whichever takes fewer of them."""
+    if defense.space != "auto":
+        return defense.space
+    if defense.latent_dim is not None:
+        return "input"
+    if defense.trainable not in ("auto", "all") or defense.pruning is not None:
+        return "params"  # which makes a choice among the weights, where each has a price
+    names = trainable_names(denoiser, _trainable(defense, "params"))
+    n_weights = sum(p.numel() for name, p in denoiser.named_parameters() if name in names)
+    return "params" if n_weights <= int(np.prod(layout.item)) else "input"
+
+
+def _trainable(defense: Any, space: str) -> Any:
     if defense.trainable != "auto":
         return defense.trainable
-    return "last" if defense.space == "params" else "all"
+    return "last" if space == "params" else "all"
 
 
 def _refuse_bad_settings(defense: Any, X: np.ndarray, y: Any, layout: Layout) -> None:
@@ -221,7 +235,7 @@ def _trainer(defense: Any) -> ChainTraining:
         Chain(
             nn.Sequential(Noise(defense.noise_std), *white),
             BlackBox(classifier, vectorized=lanes),
-            None if defense.space == "params" else width,
+            None if defense.space_ == "params" else width,
             penalty,
             classifier.about(),
         ).eval(),

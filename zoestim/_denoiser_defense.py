@@ -97,10 +97,11 @@ class ZODenoiserDefense(
         What noisy samples are to be taken for: what the black box says of the clean ones, or y.
     mse_weight : float, default=0
         The weight of the mean squared error beside the loss of the queries; its gradient is exact.
-    space : {"params", "input"}, default="params"
+    space : {"auto", "params", "input"}, default="auto"
         What queries perturb: weights of the denoiser, as in the paper, one query each; or the
-        input of the black box, whose gradient autograd carries on to all weights (ZO-DS). The
-        second is cheaper where samples have fewer numbers than the denoiser has trained weights.
+        input of the black box, whose gradient autograd carries on to all weights (ZO-DS).
+        ``"auto"`` is whichever takes fewer queries: the input where a sample has fewer numbers
+        than the last layer has weights; the weights where `trainable` or `pruning` choose some.
     trainable : {"auto", "last", "all", "zo-grasp"} or list of str, default="auto"
         Which weights of the denoiser queries train: its last layer, all of them, those in the
         ratios that ZO-GraSP finds, or some by name. ``"auto"`` is ``"last"`` where queries perturb
@@ -122,7 +123,7 @@ class ZODenoiserDefense(
         See :class:`ZOClassifier`.
     latent_dim : int or None, default=None
         How many numbers an encoder leaves of a sample, which a decoder before the black box makes
-        a sample again: with ``space="input"`` queries then perturb these (ZO-AE-DS). The two are
+        a sample again: queries then perturb these (ZO-AE-DS), as the black box's input. The two are
         trained first, by backprop on clean samples.
     journal_queries, n_jobs, backend, device, feature_reuse, memory_budget, checkpoint, callbacks
         See :class:`ZOClassifier`. A checkpoint keeps the training by queries; what comes before
@@ -142,6 +143,8 @@ class ZODenoiserDefense(
         The black box that is asked.
     white_ : nn.Sequential
         The denoiser, and the encoder if there is one.
+    space_ : {"params", "input"}
+        What queries perturbed.
     trainer_ : estimator or None
         What trained it by queries.
     n_features_in_ : int

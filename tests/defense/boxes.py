@@ -18,6 +18,7 @@ SMALL = {
     "n_samples": 15,
     "random_state": 0,
     "max_retries": 0,
+    "space": "params",
 }
 IMAGES = np.random.default_rng(2).normal(size=(40, 16)).clip(-2, 2) / 2
 N_LAST = 4 * 9  # weights of the last layer
