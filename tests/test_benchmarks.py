@@ -209,7 +209,8 @@ def test_defense_writes_each_row_once_and_goes_on(tmp_path, capsys):
 def test_rows_start_from_the_same_denoiser():
     case = CASES["digits"](defense.parse(SMALL), 0)
     measured = defense.Measured(case, 0)
-    coded = measured.fitted({"space": "input", "latent_dim": 4, "max_epochs": 0}).white_[0]
+    started = {"init_denoiser": measured.pretrained, "max_epochs": 0}
+    coded = measured.fitted({**case.rows["ae4"].settings, **started}).white_[0]
     still = measured.defense(case.rows["mse"]).white_[0]
     for each in (coded, still):
         assert all(

@@ -22,7 +22,8 @@ from torch import nn
 from benchmarks.paper.boxes import box_for
 from zoestim.datasets import load_cifar10
 
-DEPTH, WIDTH = 5, 32  # of the DnCNN
+DEPTH, WIDTH = 5, 32  # of the DnCNN on digits
+WIDTH_OF_COLOURS = 16  # on CIFAR-10, where each pixel costs as much and there are 16 times as many
 ENDLESS = 1_000_000  # epochs: a budget ends the fit
 # Of ZODenoiserDefense, in all rows.
 COMMON: dict[str, Any] = {
@@ -194,7 +195,7 @@ def rows_of_cifar10() -> dict[str, Row]:
     rate = {"lr": 3e-4}
     return {
         **UNTRAINED,
-        "last": by_weights(9 * 3 * WIDTH, lr=1e-3),
+        "last": by_weights(9 * 3 * WIDTH_OF_COLOURS, lr=1e-3),
         "ae192": by_code(192, **rate),  # Zhang et al. (2022): a sixteenth of the image
         "fo": by_backprop(by_input(192, **rate), "FO-DS", FIRST_ORDER),
     }
@@ -259,7 +260,8 @@ def on_cifar10(options: argparse.Namespace, seed: int) -> Case:
     make_box = partial(box_for, "cifar10", X, y, epochs=options.box_epochs or 12, seed=seed)
     test = load(split="test", n_samples=n_test)
     # In larger batches the maps of the denoiser do not fit into a CPU's caches.
-    settings = {**sized(options, pretrain_epochs=20), "noise_std": 0.25, "query_batch_size": 256}
+    smaller = {"width": WIDTH_OF_COLOURS, "query_batch_size": 256, "noise_std": 0.25}
+    settings = {**sized(options, pretrain_epochs=20), **smaller}
     train, budget = (X[:n_train], y[:n_train]), options.budget or 400_000
     return Case(train, test, make_box, (3, 32, 32), settings, budget, rows_of_cifar10())
 
