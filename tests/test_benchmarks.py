@@ -1,6 +1,7 @@
 """The timings and errors of benchmarks/ run at a tiny size, and write what they print."""
 
 import argparse
+import itertools
 import json
 import math
 from pathlib import Path
@@ -8,6 +9,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from PIL import Image
 
 from benchmarks import precision
 from benchmarks.paper import attack, defense
@@ -207,7 +209,8 @@ def test_defense_writes_each_row_once_and_goes_on(tmp_path, capsys):
 def test_rows_start_from_the_same_denoiser():
     case = CASES["digits"](defense.parse(SMALL), 0)
     measured = defense.Measured(case, 0)
-    coded = measured.fitted({"space": "input", "latent_dim": 4, "max_epochs": 0}).white_[0]
+    started = {"init_denoiser": measured.pretrained, "max_epochs": 0}
+    coded = measured.fitted({**case.rows["ae4"].settings, **started}).white_[0]
     still = measured.defense(case.rows["mse"]).white_[0]
     for each in (coded, still):
         assert all(
@@ -231,8 +234,24 @@ def test_backprop_moves_the_last_layer_alone_where_it_is_told_to():
 def test_defense_knows_the_paths_that_it_needs():
     with pytest.raises(SystemExit, match="--data"):
         defense.main(["--cases", "cifar10", *SMALL])
-    with pytest.raises(SystemExit):
-        defense.main(["--cases", "imagenet"])
+    for wrong in (["--cases", "imagenet"], ["--rows", "fo,mes"]):
+        with pytest.raises(SystemExit):
+            defense.main(wrong)
+
+
+def test_defense_runs_on_colour_images(tmp_path):
+    rng = np.random.default_rng(0)
+    for split, label, i in itertools.product(("train", "test"), range(10), range(2)):
+        folder = tmp_path / split / f"class {label}"
+        folder.mkdir(parents=True, exist_ok=True)
+        pixels = rng.integers(256, size=(32, 32, 3), dtype=np.uint8)
+        Image.fromarray(pixels).save(folder / f"{i}.png")
+    few = ["--n-train", "10", "--n-box", "20", "--n-test", "2", "--box-epochs", "1"]
+    asked = [*few, "--pretrain-epochs", "1", "--budget", "9000", "--n", "10", "--seeds", "0"]
+    rows = ["--cases", "cifar10", "--data", str(tmp_path), "--rows", "undefended,last,ae192,fo"]
+    results = defense.main([*asked, *rows])["cifar10"]
+    assert [each["certified"][2:] for each in results] == [[None, None]] * 4  # beyond ten draws
+    assert [each["queries"] for each in results] == [10, 10 + 433 * 10 * 2, 10 + 193 * 10 * 4, None]
 
 
 def test_no_certificate_breaks_within_its_radius(tmp_path, capsys):

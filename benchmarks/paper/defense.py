@@ -24,7 +24,7 @@ import torch
 from torch import nn
 
 from benchmarks.paper.boxes import first_order
-from benchmarks.paper.defense_cases import CASES, ENDLESS, Case, Row, add_sizes
+from benchmarks.paper.defense_cases import CASES, ENDLESS, Case, Row, add_sizes, row_names
 from benchmarks.speed.measure import environment, print_table, version_of
 from zoestim import ZODenoiserDefense, max_certifiable_radius
 from zoestim.certification import average_certified_radius, certified_accuracy
@@ -215,6 +215,8 @@ def parse(arguments: Sequence[str] | None) -> argparse.Namespace:
     options = parser.parse_args(arguments)
     if unknown := set(options.cases) - set(CASES):
         parser.error(f"there is no case {sorted(unknown)}; expected some of {list(CASES)}")
+    if unknown := set(options.rows or ()) - row_names():
+        parser.error(f"there is no row {sorted(unknown)}; expected some of {sorted(row_names())}")
     return options
 
 
