@@ -20,6 +20,7 @@ ALLOWED: dict[str, set[str]] = {
     "datasets": set(),
     "propagation": set(),
     "certification": {"backends"},
+    "solvers": set(),
     "evaluation": {"backends", "gradients", "propagation"},
     "training": {
         "_modules",

@@ -15,7 +15,7 @@ from benchmarks import precision
 from benchmarks.paper import attack, defense
 from benchmarks.paper.defense_cases import CASES
 from benchmarks.paper.query_attack import Effort, MeanUnderNoise, attacked
-from benchmarks.speed import gradient, measure, memory, ranks, reuse, scaling, stages
+from benchmarks.speed import gradient, measure, memory, ranks, reuse, scaling, solvers, stages
 from benchmarks.speed.problems import built, load_case, mlp_problem
 from benchmarks.speed.rivals import AuthorsWorker, Kept, Vmapped, double_loop, loop, zoestim
 
@@ -290,3 +290,14 @@ def test_attack_finds_the_nearest_border_of_a_linear_classifier():
     assert (np.linalg.norm(found - X, axis=1) <= radii + 1e-12).all()
     assert found[:, 0] == pytest.approx(0.5 - radii, abs=0.02)
     assert two(found).argmax(1).tolist() == [1, 0]
+
+
+def test_solvers_make_steps(tmp_path, capsys):
+    path = tmp_path / "steps.json"
+    rows = solvers.main(["--repeats", "1", "--most", "1", "--json", str(path)])
+    assert [(row["grid"], row["simulations"]) for row in rows] == [("16 x 32", 1), ("32 x 64", 1)]
+    assert all(row["steps/s"] > 0 for row in rows)
+    assert json.loads(path.read_text())["rows"] == rows
+    assert "prototype" in capsys.readouterr().out
+    ready = solvers.Ready("burgers", 32, 3)
+    assert ready().shape == (3, 1, 32)
