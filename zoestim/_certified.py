@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import contextlib
-from collections.abc import Iterator
 from typing import Any
 
 import numpy as np
@@ -20,7 +18,7 @@ from zoestim.certification import (
     warn_unreachable,
 )
 from zoestim.evaluation import Asking, Patience, QueryError, draw_seed, shared_generator
-from zoestim.training import make_asking
+from zoestim.training import asking_of
 
 ALPHA = 1e-3  # Cohen et al., 2019, Sec. 4
 N_SELECTION = 100  # draws that choose the class, ibid.
@@ -88,7 +86,8 @@ class CertifiedPrediction:
         """
         check_is_fitted(self)
         X = self._as_samples(X)
-        votes = self._votes(X, self.n_samples, self._vote_seed, shared=True)
+        with asking_of(self) as asking:
+            votes = self._votes(asking, X, self.n_samples, self._vote_seed, shared=True)
         total = votes.sum(1, keepdims=True)
         if not total.all():
             raise QueryError(
@@ -153,11 +152,11 @@ class CertifiedPrediction:
         check_is_fitted(self)
         X = self._as_samples(X)
         n0, n, alpha = check_integer(n0, "n0", 1), check_integer(n, "n", 1), check_alpha(alpha)
-        with self._asking() as asking:
+        with asking_of(self) as asking:
             generator = shared_generator(random_state, asking.backend)
-        seeds = draw_seed(generator), draw_seed(generator)
-        counts0 = self._votes(X, n0, seeds[0], defended=defended)
-        counts = self._votes(X, n, seeds[1], defended=defended)
+            seeds = draw_seed(generator), draw_seed(generator)
+            counts0 = self._votes(asking, X, n0, seeds[0], defended=defended)
+            counts = self._votes(asking, X, n, seeds[1], defended=defended)
         found = certify_counts(counts0, counts, self.noise_std, alpha, n=n)
         return Bunch(
             label=self.classes_[counts0.argmax(1)],
@@ -281,26 +280,23 @@ class CertifiedPrediction:
         return average_certified_radius(y, found.label, found.radius)
 
     def _votes(
-        self, X: np.ndarray, n: int, seed: int, *, shared: bool = False, defended: bool = True
+        self,
+        asking: Asking,
+        X: np.ndarray,
+        n: int,
+        seed: int,
+        *,
+        shared: bool = False,
+        defended: bool = True,
     ) -> np.ndarray:
-        with self._asking() as asking:
-            return count_votes(
-                self._noisy_classifier(asking.patience, defended),
-                X,
-                n,
-                self.noise_std,
-                len(self.classes_),
-                rng_seed=seed,
-                batch_size=self.query_batch_size,
-                backend=asking.backend,
-                shared=shared,
-            )
-
-    @contextlib.contextmanager
-    def _asking(self) -> Iterator[Asking]:
-        asking = make_asking(self)
-        try:
-            yield asking
-        finally:
-            if asking.backend is not self.backend:
-                asking.backend.close()
+        return count_votes(
+            self._noisy_classifier(asking.patience, defended),
+            X,
+            n,
+            self.noise_std,
+            len(self.classes_),
+            rng_seed=seed,
+            batch_size=self.query_batch_size,
+            backend=asking.backend,
+            shared=shared,
+        )

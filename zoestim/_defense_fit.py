@@ -29,7 +29,7 @@ from zoestim.defense import (
     trainable_names,
 )
 from zoestim.evaluation import Asking, BlackBox, draw_seed, shared_generator
-from zoestim.training import Chain, main_device, make_asking
+from zoestim.training import Chain, asking_of, main_device
 
 # What its fit leaves behind, on the defense too.
 TRAINED = (
@@ -82,15 +82,9 @@ def fit(defense: Any, X: np.ndarray, y: Any) -> None:
     layout = Layout.of(X, defense.image_shape, defense.data_format)
     _refuse_bad_settings(defense, X, y, layout)
     continued = defense.warm_start and hasattr(defense, "white_")
-    asking = make_asking(defense)
-    try:
-        if continued:
-            targets = _go_on(defense, X, y, layout, asking)
-        else:
-            targets = _start(defense, X, y, layout, asking)
-    finally:
-        if asking.backend is not defense.backend:
-            asking.backend.close()
+    prepare = _go_on if continued else _start
+    with asking_of(defense) as asking:
+        targets = prepare(defense, X, y, layout, asking)
     if defense.trainer_ is not None:
         _train(defense, layout.to_denoiser(X), targets)
 

@@ -1,6 +1,6 @@
 """Training on a skorch net: Alg. 1 and 2 a step at a time, and what happens around them."""
 
-from zoestim.training._asking import main_device, make_asking
+from zoestim.training._asking import asking_of, main_device
 from zoestim.training._build import make_net
 from zoestim.training._chain import Chain, ChainStep
 from zoestim.training._net import ArrayBatches
@@ -17,8 +17,8 @@ __all__ = [
     "QueryLog",
     "StepSettings",
     "TrainingStep",
+    "asking_of",
     "main_device",
-    "make_asking",
     "make_net",
     "prepare",
 ]

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import Any
 
 import torch
@@ -31,6 +33,17 @@ def make_asking(estimator: Any) -> Asking:
     devices = estimator.device if isinstance(estimator.device, list) else ()
     backend = resolve_backend(estimator.n_jobs, estimator.backend, devices)
     return Asking(backend, Patience(estimator.query_timeout, estimator.max_retries))
+
+
+@contextmanager
+def asking_of(estimator: Any) -> Iterator[Asking]:
+    """Lend what :func:`make_asking` returns, and close a backend that is not the user's own."""
+    asking = make_asking(estimator)
+    try:
+        yield asking
+    finally:
+        if asking.backend is not estimator.backend:
+            asking.backend.close()
 
 
 class Agreement(Callback):
