@@ -29,7 +29,7 @@ from zoestim.defense import (
     trainable_names,
 )
 from zoestim.evaluation import Asking, BlackBox, draw_seed, shared_generator
-from zoestim.training import Chain, asking_of, main_device
+from zoestim.training import PLAIN, Chain, asking_of, main_device, same_setting
 
 # What its fit leaves behind, on the defense too.
 TRAINED = (
@@ -120,7 +120,8 @@ def _start(defense: Any, X: np.ndarray, y: Any, layout: Layout, asking: Asking) 
 
 def _go_on(defense: Any, X: np.ndarray, y: Any, layout: Layout, asking: Asking) -> np.ndarray:
     """Set what a fit that goes on trains with, and return the targets."""
-    changed = [n for n in BUILT_FROM if not _same(defense._built_from[n], getattr(defense, n))]
+    built, plain = defense._built_from, PLAIN | list
+    changed = [n for n in BUILT_FROM if not same_setting(built[n], getattr(defense, n), plain)]
     if changed or layout != defense._classifier.layout:
         raise ValueError(
             f"{changed or 'The shape of the samples'} changed since the fit that is to go on, "
@@ -140,11 +141,6 @@ def _go_on(defense: Any, X: np.ndarray, y: Any, layout: Layout, asking: Asking) 
     elif _trains(defense):
         defense.trainer_ = _trainer(defense)
     return targets
-
-
-def _same(old: Any, new: Any) -> bool:
-    plain = bool | int | float | str | tuple | list
-    return old is new or (isinstance(old, plain) and type(old) is type(new) and old == new)
 
 
 def _trains(defense: Any) -> bool:

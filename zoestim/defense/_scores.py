@@ -110,7 +110,7 @@ class Classifier:
         if not self.penalize:
             answers = self.respond(X)
         else:
-            reply = self.patience.ask(lambda: self.respond(X), usable=lambda answers: True)
+            reply = self.patience.ask(lambda: self.respond(X))
             if reply.cause is not None:
                 return np.full((len(X), len(self.classes)), np.nan)
             answers = reply.value

@@ -228,6 +228,6 @@ def _answer(asked: _Asked, tasks: list[int]) -> list[np.ndarray | Exception]:
     found: list[np.ndarray | Exception] = []
     for task in tasks:
         part = asked.X[task * asked.batch_size : (task + 1) * asked.batch_size]
-        reply = asked.patience.ask(lambda: asked.respond(part), usable=lambda answers: True)  # noqa: B023
+        reply = asked.patience.ask(lambda: asked.respond(part))  # noqa: B023
         found.append(reply.value if reply.cause is None else reply.cause)
     return found

@@ -80,7 +80,7 @@ class Asker:
         if not self.losses.asks_box(chunk.names):
             changes = self._try_fold(chunk)
             return self._lane_by_lane(chunk) if changes is None else self._mend(chunk, changes, 1)
-        found = self._patiently(lambda: self.losses.folded(chunk), usable=lambda changes: True)
+        found = self._patiently(lambda: self.losses.folded(chunk))
         if found.cause is not None:
             return self._failed(chunk, 0, found)
         return self._mend(chunk, found.value, found.attempts)

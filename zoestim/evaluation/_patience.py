@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 import threading
 import time
 from collections.abc import Callable
@@ -55,7 +54,7 @@ class Patience:
     def ask(
         self,
         function: Callable[[], Any],
-        usable: Callable[[Any], bool] = math.isfinite,
+        usable: Callable[[Any], bool] | None = None,
         asked: int = 0,
     ) -> Reply:
         """Call a function until what it returns is usable, or patience is at its end.
@@ -64,8 +63,8 @@ class Patience:
         ----------
         function : callable
             What to call.
-        usable : callable
-            Judges what it returned.
+        usable : callable, optional
+            Judges what it returned; by default anything will do.
         asked : int, default=0
             How often it was called before.
         """
@@ -76,14 +75,15 @@ class Patience:
             except Exception as error:
                 cause = error
             asked += 1
-            if (cause is None and usable(value)) or asked > self.max_retries:
+            good = cause is None and (usable is None or usable(value))
+            if good or asked > self.max_retries:
                 return Reply(value, cause, asked)
             if cause is not None:
                 time.sleep(PAUSE * 2 ** (asked - 1))
 
     def insist(self, function: Callable[[], Any]) -> Any:
         """Return what a function returns, or raise what it raised the last time."""
-        reply = self.ask(function, usable=lambda value: True)
+        reply = self.ask(function)
         if reply.cause is not None:
             raise reply.cause
         return reply.value

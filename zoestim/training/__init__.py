@@ -1,7 +1,7 @@
 """Training on a skorch net: Alg. 1 and 2 a step at a time, and what happens around them."""
 
 from zoestim.training._asking import asking_of, main_device
-from zoestim.training._build import make_net
+from zoestim.training._build import PLAIN, make_net, same_setting
 from zoestim.training._chain import Chain, ChainStep
 from zoestim.training._net import ArrayBatches
 from zoestim.training._query_log import QueryLog
@@ -10,6 +10,7 @@ from zoestim.training._sklearn_callbacks import CallbackSupportMixin
 from zoestim.training._step import StepSettings, TrainingStep
 
 __all__ = [
+    "PLAIN",
     "ArrayBatches",
     "CallbackSupportMixin",
     "Chain",
@@ -21,4 +22,5 @@ __all__ = [
     "main_device",
     "make_net",
     "prepare",
+    "same_setting",
 ]

@@ -15,6 +15,7 @@ from zoestim.training._asking import main_device
 from zoestim.training._net import ArrayBatches, ZONet
 
 BUILT_FROM = ("module", "initial_params", "criterion", "optimizer", "precision", "device")
+PLAIN = bool | int | float | str | tuple | torch.device  # what is compared by its value
 MOMENTUM = 0.9  # Sec. 6.1
 
 
@@ -28,7 +29,9 @@ def build_parameters(estimator: Any) -> dict[str, Any]:
 def refuse_new_build(estimator: Any) -> None:
     """Refuse to go on with a net after a change of what it was built from."""
     old, new = estimator.net_.zo_built_from, build_parameters(estimator)
-    names = [n for n in old | new if n not in old or n not in new or not _same(old[n], new[n])]
+    names = [
+        n for n in old | new if n not in old or n not in new or not same_setting(old[n], new[n])
+    ]
     if names:
         raise ValueError(
             f"{sorted(names)} changed since the fit that is to go on, which keeps its module, "
@@ -37,11 +40,9 @@ def refuse_new_build(estimator: Any) -> None:
         )
 
 
-def _same(old: Any, new: Any) -> bool:
-    if old is new:
-        return True
-    plain = bool | int | float | str | tuple | torch.device
-    return type(old) is type(new) and isinstance(old, plain) and old == new
+def same_setting(old: Any, new: Any, plain: Any = PLAIN) -> bool:
+    """Return whether a parameter is as it was: the same object, or an equal one of `plain`."""
+    return old is new or (type(old) is type(new) and isinstance(old, plain) and old == new)
 
 
 def make_net(estimator: Any, backend: Backend) -> ZONet:
