@@ -25,7 +25,7 @@ from zoestim.evaluation import (
     has_boxes,
     unchanged_generators,
 )
-from zoestim.training import CallbackSupportMixin, TrainingStep, main_device, prepare
+from zoestim.training import CallbackSupportMixin, TrainingStep, in_memory, main_device, prepare
 
 PREDICT_BATCH = 1024
 
@@ -40,6 +40,10 @@ class BaseZOEstimator(CallbackSupportMixin, ZOParameters):
     _step = TrainingStep  # how a gradient is found
     _counts_samples = False  # whether a query is a loss on one sample, rather than on a batch
     _n_queries_before = 0  # what was asked before the first fit
+    _forgiving = False  # whether a fit goes on when a query has failed
+    _failure_penalty: float | None = None  # what it then adds, relative to the loss
+    _held_out: Any = None  # which samples, or groups of them, were for validation
+    _make_data = staticmethod(in_memory)  # what is trained on, from what `fit` was given
     _warning_level = 6  # the stack between a warning of a fit and its caller
 
     @_fit_context(prefer_skip_nested_validation=True)

@@ -14,7 +14,7 @@ from sklearn.utils.validation import column_or_1d
 from torch import nn
 
 from zoestim._defense_parameters import SHARED
-from zoestim._finetuning import ChainTraining
+from zoestim._finetuning import TRAINED, ChainTraining, keep_trained
 from zoestim.defense import (
     Layout,
     Noise,
@@ -31,18 +31,6 @@ from zoestim.defense import (
 from zoestim.evaluation import Asking, BlackBox, draw_seed, shared_generator
 from zoestim.training import PLAIN, Chain, asking_of, main_device, same_setting
 
-# What its fit leaves behind, on the defense too.
-TRAINED = (
-    "net_",
-    "history_",
-    "loss_curve_",
-    "n_iter_",
-    "n_queries_",
-    "query_log_",
-    "layer_ratios_",
-    "feature_reuse_",
-    "termination_condition_",
-)
 # What a fit that goes on keeps.
 BUILT_FROM = (
     "estimator",
@@ -271,8 +259,6 @@ def _train(defense: Any, X: np.ndarray, targets: np.ndarray) -> None:
     try:
         trainer.fit(X[known], targets[known])
     finally:
-        for name in TRAINED:
-            if hasattr(trainer, name):
-                setattr(defense, name, getattr(trainer, name))
+        keep_trained(defense, trainer)
         if hasattr(trainer, "module_"):
             defense.white_ = trainer.module_.white[1:]

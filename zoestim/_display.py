@@ -1,4 +1,4 @@
-"""Certified accuracy against radius, drawn: the only file that knows matplotlib."""
+"""Certified accuracy against radius, drawn."""
 
 from __future__ import annotations
 
@@ -6,6 +6,7 @@ from typing import Any
 
 import numpy as np
 
+from zoestim._figure import import_pyplot
 from zoestim.certification import (
     average_certified_radius,
     certified_accuracy,
@@ -94,14 +95,7 @@ class CertifiedAccuracyDisplay:
             If matplotlib is not installed.
         """
         if ax is None:
-            try:
-                from matplotlib import pyplot
-            except ImportError as error:
-                raise ImportError(
-                    "CertifiedAccuracyDisplay.plot needs matplotlib, which is not installed. Run: "
-                    'pip install "zoestim[plot]"'
-                ) from error
-            _, ax = pyplot.subplots()
+            _, ax = import_pyplot("CertifiedAccuracyDisplay.plot").subplots()
         x, y = np.append(self.radii, self.radii[-1]), np.append(self.accuracies, 0.0)
         # A radius counts at itself, so that a step has the height of its right end.
         style = {"drawstyle": "steps-pre", "label": self._label(name), **kwargs}

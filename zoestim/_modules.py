@@ -19,8 +19,9 @@ def build_module(
     module: Any,
     initial_params: Any,
     arguments: Mapping[str, Any],
-    sizes: Mapping[str, int],
+    sizes: Mapping[str, Any],
     seed: int,
+    name: str = "module",
 ) -> nn.Module:
     """Return a fresh module: built, copied or wrapped; the global generators stay as they are.
 
@@ -36,6 +37,8 @@ def build_module(
         What is known of the data: passed where the signature names it.
     seed : int
         The seed of the initialisation.
+    name : str, default="module"
+        What the parameter is called.
 
     Raises
     ------
@@ -43,25 +46,25 @@ def build_module(
         If the module cannot be built; the message says what to pass.
     """
     with drawing_from(seed, torch.device("cpu")):
-        built = _build(module, initial_params, arguments, sizes)
+        built = _build(module, initial_params, arguments, sizes, name)
     first_parameter(built)  # refuses to have none
     return built
 
 
-def _build(module: Any, initial_params: Any, arguments: Any, sizes: Any) -> nn.Module:
+def _build(module: Any, initial_params: Any, arguments: Any, sizes: Any, name: str) -> nn.Module:
     if initial_params is not None:
         return _wrap(module, initial_params, arguments)
     if module is None:
-        return _call(MLP, arguments, sizes).to(torch.float64)
+        return _call(MLP, arguments, sizes, name).to(torch.float64)
     if isinstance(module, nn.Module):
         _refuse_arguments(
-            "module__", arguments, "module is an instance; pass its class or a factory instead"
+            f"{name}__", arguments, f"{name} is an instance; pass its class or a factory instead"
         )
         return copy.deepcopy(module)
     if callable(module):
-        return _call(module, arguments, sizes)
+        return _call(module, arguments, sizes, name)
     raise TypeError(
-        f"module must be None, a torch.nn.Module (class, factory or instance) or a callable "
+        f"{name} must be None, a torch.nn.Module (class, factory or instance) or a callable "
         f"f(params, X) with initial_params; got {type(module).__name__}."
     )
 
@@ -76,27 +79,29 @@ def _wrap(function: Any, initial_params: Any, arguments: Mapping[str, Any]) -> B
     return BlackBox(function, initial_params)
 
 
-def _call(factory: Callable[..., Any], arguments: Mapping[str, Any], sizes: Any) -> nn.Module:
+def _call(
+    factory: Callable[..., Any], arguments: Mapping[str, Any], sizes: Any, prefix: str
+) -> nn.Module:
     name = getattr(factory, "__name__", type(factory).__name__)
     parameters = inspect.signature(factory).parameters
     open_ended = any(p.kind is p.VAR_KEYWORD for p in parameters.values())
     named = [n for n, p in parameters.items() if p.kind not in (p.VAR_KEYWORD, p.VAR_POSITIONAL)]
     if not open_ended:
-        check_names(arguments, named, prefix="module__", owner=name)
+        check_names(arguments, named, prefix=f"{prefix}__", owner=name)
     given = {n: value for n, value in sizes.items() if n in named} | dict(arguments)
     missing = [
         n for n in named if parameters[n].default is inspect.Parameter.empty and n not in given
     ]
     if missing:
         raise TypeError(
-            f"module={name} needs the argument(s) {missing}. If it is a factory or class, pass "
-            f"module__{missing[0]}=...; if it is a black-box function of parameters and data, "
+            f"{prefix}={name} needs the argument(s) {missing}. If it is a factory or class, pass "
+            f"{prefix}__{missing[0]}=...; if it is a black-box function of parameters and data, "
             "pass initial_params=... (an array or a dict of arrays)."
         )
     built = factory(**given)
     if not isinstance(built, nn.Module):
         raise TypeError(
-            f"module={name} returned {type(built).__name__}; expected a torch.nn.Module. For a "
+            f"{prefix}={name} returned {type(built).__name__}; expected a torch.nn.Module. For a "
             "black-box function of parameters and data, pass initial_params=... too."
         )
     return built

@@ -1,32 +1,36 @@
-"""The parameters that every estimator of zoestim takes, and the ``prefix__name`` ones."""
+"""The parameters that every estimator of zoestim takes."""
 
 from __future__ import annotations
 
 from collections.abc import Callable
 from numbers import Integral, Real
 from os import PathLike
-from typing import Any, Self
+from typing import Any
 
 import torch
-from sklearn.base import BaseEstimator
 from sklearn.utils._param_validation import HasMethods, Interval, StrOptions
 from torch import nn
 
-from zoestim._modules import check_names
+from zoestim._prefixed import PrefixedParameters
 from zoestim.evaluation import MAX_RETRIES, PRECISIONS
 from zoestim.gradients import N_DIRECTIONS, SCHEMES, SMOOTHING
 from zoestim.sparsity import SCORES, Pruning
 
-PREFIXES = ("module", "criterion", "optimizer", "iterator_train", "iterator_valid", "callbacks")
 
-
-class ZOParameters(BaseEstimator):
+class ZOParameters(PrefixedParameters):
     """Stores the parameters; nothing is checked before `fit`.
 
-    Names like ``module__hidden`` or ``optimizer__momentum`` are taken as in skorch: stored
-    as they are, so that `clone`, `set_params` and grid searches see them.
+    Names like ``module__hidden`` or ``optimizer__momentum`` are taken as in skorch.
     """
 
+    _prefixes = (
+        "module",
+        "criterion",
+        "optimizer",
+        "iterator_train",
+        "iterator_valid",
+        "callbacks",
+    )
     _parameter_constraints: dict = {
         "module": [None, callable, type, nn.Module],
         "initial_params": [None, "array-like", dict, torch.Tensor],
@@ -150,62 +154,3 @@ class ZOParameters(BaseEstimator):
         self.random_state = random_state
         self.verbose = verbose
         self.__dict__.update(kwargs)
-
-    def get_params(self, deep: bool = True) -> dict[str, Any]:
-        """Return the parameters, the ``prefix__name`` ones included.
-
-        Parameters
-        ----------
-        deep : bool, default=True
-            Whether to add the parameters of parameters that are estimators themselves.
-
-        Returns
-        -------
-        dict
-        """
-        return super().get_params(deep) | self._extras()
-
-    def set_params(self, **params: Any) -> Self:
-        """Set parameters, ``prefix__name`` ones included.
-
-        Parameters
-        ----------
-        **params
-            Names and values.
-
-        Returns
-        -------
-        self : estimator
-        """
-        # Objects first: the others may be parameters of theirs.
-        super().set_params(**{n: v for n, v in params.items() if "__" not in n})
-        nested = {n: v for n, v in params.items() if "__" in n}
-        known = super().get_params(deep=True).keys() & nested.keys()
-        theirs = {n for n in known if n.split("__")[0] not in PREFIXES}
-        super().set_params(**{n: nested[n] for n in theirs})
-        self.__dict__.update({n: v for n, v in nested.items() if n not in theirs})
-        return self
-
-    def _extras(self) -> dict[str, Any]:
-        """Return the stored parameters that the signature does not name."""
-        named = set(self._get_param_names())
-        return {
-            name: value
-            for name, value in vars(self).items()
-            if name not in named and not name.startswith("_") and not name.endswith("_")
-        }
-
-    def _prefixed(self, prefix: str) -> dict[str, Any]:
-        start = f"{prefix}__"
-        extras = self._extras().items()
-        return {name[len(start) :]: value for name, value in extras if name.startswith(start)}
-
-    def _check_extras(self) -> None:
-        """Refuse a parameter that no part of the estimator takes."""
-        owner = type(self).__name__
-        for name in self._extras():
-            prefix, _, rest = name.partition("__")
-            if not rest or prefix not in PREFIXES:
-                check_names([name], self._get_param_names(), prefix="", owner=owner)
-        if "lr" in self._prefixed("optimizer"):
-            raise ValueError(f"{owner} takes the learning rate as lr; got optimizer__lr.")

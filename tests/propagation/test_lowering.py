@@ -36,6 +36,8 @@ def pointwise() -> list[Row]:
         *((lambda: nn.ZeroPad1d(2), SERIES), (lambda: nn.ConstantPad1d((1, 0), 2.5), SERIES)),
         *((lambda: nn.ZeroPad2d(1), IMAGES), (lambda: nn.ConstantPad2d((1, 0, 2, 3), -1), IMAGES)),
         *((lambda: nn.ZeroPad3d(1), VOLUMES), (lambda: nn.ConstantPad3d(1, 0.5), VOLUMES)),
+        *((lambda: nn.CircularPad1d(2), SERIES), (lambda: nn.CircularPad2d((1, 0, 2, 1)), IMAGES)),
+        (lambda: nn.CircularPad3d(1), VOLUMES),
         (lambda: nn.Softmax(1), IMAGES),
         *((lambda: nn.Dropout1d(0.4), SERIES), (lambda: nn.Dropout2d(0.4), IMAGES)),
         (lambda: nn.Dropout3d(0.4), VOLUMES),

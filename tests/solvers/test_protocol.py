@@ -44,6 +44,21 @@ def test_one_by_one_and_batched_give_the_same(native, given, max_batch):
     assert asked == {None: [3], 1: [1, 1, 1], 2: [2, 1], 5: [3]}[max_batch]
 
 
+@pytest.mark.parametrize("kind", [np.asarray, torch.as_tensor], ids=["numpy", "torch"])
+@pytest.mark.parametrize("batched", [False, True])
+def test_memory_that_a_function_uses_again_is_copied(kind, batched):
+    native = "numpy" if kind is np.asarray else "torch"
+    states = kind(STATES)
+    same = kind(np.zeros_like(STATES[:1] if batched else STATES[0]))
+
+    def doubled(state, conditions):
+        same[...] = 2 * state
+        return same
+
+    solver = FunctionSolver(doubled, batched=batched, native=native, max_batch=1)
+    assert np.array_equal(solver.step(states, {}), 2 * STATES)
+
+
 def test_one_condition_holds_for_all():
     found = FunctionSolver(scaled).step(STATES, {"by": np.float32(2)})
     assert np.array_equal(found, 2 * STATES)

@@ -1,6 +1,6 @@
 """From queries to losses, Sec. 5: feature reuse, folding, black boxes."""
 
-from zoestim.evaluation._black_box import BlackBox
+from zoestim.evaluation._black_box import BlackBox, Meter, Spent
 from zoestim.evaluation._cost import Cost, assumed, counted, measure
 from zoestim.evaluation._cut import FeatureReuse, FeatureReuseWarning, has_boxes
 from zoestim.evaluation._evaluate import Asking, Evaluation, evaluate, unchanged_attributes
@@ -40,6 +40,7 @@ __all__ = [
     "FeatureReuse",
     "FeatureReuseWarning",
     "Journal",
+    "Meter",
     "Objective",
     "ParameterMap",
     "Patience",
@@ -47,6 +48,7 @@ __all__ = [
     "QueryError",
     "RandomState",
     "Record",
+    "Spent",
     "Visit",
     "as_input",
     "as_tensor",

@@ -28,11 +28,14 @@ class Answer(NamedTuple):
         How often the one that was asked most often was asked.
     failure : Failure or None
         The query after which no other was asked.
+    lost : tuple of Failure
+        The queries that failed while others were asked all the same.
     """
 
     changes: Tensor
     attempts: int = 1
     failure: Failure | None = None
+    lost: tuple[Failure, ...] = ()
 
 
 class Asker:
@@ -81,6 +84,8 @@ class Asker:
             changes = self._try_fold(chunk)
             return self._lane_by_lane(chunk) if changes is None else self._mend(chunk, changes, 1)
         found = self._patiently(lambda: self.losses.folded(chunk))
+        if found.cause is not None and self.patience.forgiving:  # which of them was it?
+            return self._lane_by_lane(chunk, asked=self.patience.max_retries)
         if found.cause is not None:
             return self._failed(chunk, 0, found)
         return self._mend(chunk, found.value, found.attempts)
@@ -92,18 +97,18 @@ class Asker:
         bad = (~finite_rows(changes)).nonzero().flatten().tolist()
         if not bad:
             return Answer(changes, attempts)
-        if attempts > self.patience.max_retries:
+        if attempts > self.patience.max_retries and not self.patience.forgiving:
             lost = Reply(changes[bad[0]], None, attempts)
             return self._failed(chunk, bad[0], lost, changes)
-        again = self._lane_by_lane(chunk, bad, attempts)
+        again = self._lane_by_lane(chunk, bad, min(attempts, self.patience.max_retries))
         changes = changes.index_copy(0, torch.tensor(bad), again.changes[bad])
-        return Answer(changes, again.attempts, again.failure)
+        return again._replace(changes=changes)
 
     def _lane_by_lane(
         self, chunk: Chunk, lanes: Sequence[int] | None = None, asked: int = 0
     ) -> Answer:
-        """Ask queries one by one, until one fails for good."""
-        changes, most = self._unknown(chunk), 1
+        """Ask queries one by one, until one fails for good that is not forgiven."""
+        changes, most, lost = self._unknown(chunk), 1, []
         for lane in range(len(chunk)) if lanes is None else lanes:
             found = self._patiently(
                 lambda: self.losses.alone(chunk, [lane])[0],  # noqa: B023
@@ -111,10 +116,14 @@ class Asker:
                 asked=asked,
             )
             most = max(most, found.attempts)
-            if found.cause is not None or not finite_rows(found.value[None]):
-                return self._failed(chunk, lane, found, changes)
-            changes[lane] = found.value
-        return Answer(changes, most)
+            if found.cause is None and finite_rows(found.value[None]):
+                changes[lane] = found.value
+                continue
+            failed = self._failed(chunk, lane, found, changes)
+            if not self.patience.forgiving:
+                return failed
+            lost.append(failed.failure)
+        return Answer(changes, most, lost=tuple(lost))  # type: ignore[arg-type]
 
     def _unknown(self, chunk: Chunk) -> Tensor:
         shape = (len(chunk), *self.losses.base_loss.shape)

@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import contextlib
 import copy
-from collections.abc import Callable, Mapping
-from typing import Any
+import threading
+import time
+from collections.abc import Callable, Iterator, Mapping
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
@@ -12,6 +15,50 @@ from torch import Tensor, nn
 
 Arrays = np.ndarray | Tensor
 Parameters = Arrays | dict[str, Arrays] | None
+
+
+class Spent(NamedTuple):
+    """What a black box took: seconds in its function, and rows that it was asked about."""
+
+    seconds: float = 0.0
+    n_rows: int = 0
+
+
+class Meter:
+    """Counts what a black box takes; its copies in this process count together."""
+
+    def __init__(self, seconds: float = 0.0, n_rows: int = 0):
+        self._spent = Spent(seconds, n_rows)
+        self._lock = threading.Lock()
+
+    def read(self) -> Spent:
+        """Return what was taken so far."""
+        return self._spent
+
+    def add(self, spent: Spent) -> None:
+        """Count what was taken."""
+        with self._lock:
+            before = self._spent
+            self._spent = Spent(before.seconds + spent.seconds, before.n_rows + spent.n_rows)
+
+    @contextlib.contextmanager
+    def running(self, n_rows: int) -> Iterator[None]:
+        """Count a call."""
+        started = time.perf_counter()
+        try:
+            yield
+        finally:
+            self.add(Spent(time.perf_counter() - started, n_rows))
+
+    def since(self, before: Spent) -> Spent:
+        """Return what was taken since a reading."""
+        return Spent(self._spent.seconds - before.seconds, self._spent.n_rows - before.n_rows)
+
+    def __deepcopy__(self, memo: dict[int, Any]) -> Meter:
+        return self
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return Meter, tuple(self._spent)
 
 
 class BlackBox(nn.Module):
@@ -69,6 +116,7 @@ class BlackBox(nn.Module):
             )
         self.function = function
         self.vectorized = vectorized
+        self.meter = Meter()
         self._single = not isinstance(initial_params, Mapping)
         items: dict[str, Any] = {} if initial_params is None else {"params": initial_params}
         if isinstance(initial_params, Mapping):
@@ -114,7 +162,9 @@ class BlackBox(nn.Module):
         """Ask the function once and return its outputs as a tensor beside the input."""
         given = {name: self._hand_over(value) for name, value in zip(names, values, strict=True)}
         arguments = [given["params"] if self._single else given] if given else []
-        tensor = self._take(self.function(*arguments, self._hand_over(x))).to(x.device)
+        with self.meter.running(x.shape[: 2 if self.vectorized else 1].numel()):
+            outputs = self.function(*arguments, self._hand_over(x))
+        tensor = self._take(outputs).to(x.device)
         # Inside a network the layers around the box set the type; alone its parameters do.
         if x.is_floating_point():
             return tensor.to(x.dtype)
@@ -146,6 +196,11 @@ class BlackBox(nn.Module):
         """Return what torch prints of the box: the function's name."""
         name = getattr(self.function, "__name__", type(self.function).__name__)
         return f"{name}, vectorized={self.vectorized}"
+
+
+def boxes_of(module: nn.Module) -> list[BlackBox]:
+    """Return the black boxes in a module."""
+    return [part for part in module.modules() if isinstance(part, BlackBox)]
 
 
 class _Call(torch.autograd.Function):

@@ -13,6 +13,7 @@ from torch.utils import _pytree as pytree
 
 from zoestim.backends import Backend, SerialBackend, Unsendable, worker_name
 from zoestim.evaluation._asker import Asker
+from zoestim.evaluation._black_box import boxes_of
 from zoestim.evaluation._cut import has_boxes
 from zoestim.evaluation._elsewhere import known_nodes
 from zoestim.evaluation._journal import Journal
@@ -65,6 +66,8 @@ class Evaluation:
         them: what of BatchNorm's running statistics is to be kept.
     records : tuple of Record
         What the queries cost.
+    lost : tuple of Failure
+        The queries that failed and were forgiven; they count as if they changed nothing.
     """
 
     base_losses: Tensor
@@ -72,6 +75,7 @@ class Evaluation:
     outputs: Any
     tensors: dict[str, Tensor]
     records: tuple[Record, ...] = ()
+    lost: tuple[Failure, ...] = ()
 
     @property
     def base_loss(self) -> float:
@@ -123,7 +127,8 @@ def evaluate(
         with unchanged_attributes(objective.module):
             losses = base.loss + driver.all_changes()
     done, records = base.done, tuple(driver.records)
-    return Evaluation(base.loss, losses, done.output, done.tensors, records)
+    lost = tuple(driver.lost[position] for position in sorted(driver.lost))
+    return Evaluation(base.loss, losses, done.output, done.tensors, records, lost)
 
 
 @contextlib.contextmanager
@@ -218,6 +223,7 @@ class _Driver:
         self.asker = Asker(losses, asking.patience)
         self.planner = Planner(self.asker)
         self.records: list[Record] = []
+        self.lost: dict[int, Failure] = {}
         shape = (len(queries), *base.loss.shape)
         self.changes = torch.full(shape, torch.nan, dtype=torch.float64)
 
@@ -238,6 +244,7 @@ class _Driver:
         )  # fmt: skip
         round_.parts = make_parts(groups, sizes)
         self._collect(round_)
+        self._forgive()
         return self.changes
 
     def _read_journal(self) -> None:
@@ -252,6 +259,7 @@ class _Driver:
         alone = not hasattr(backend, "same")  # ranks find out in any case if they ask the same
         for lost in range(retries + 1):
             open_ = ~finite_rows(self.changes)
+            open_[list(self.lost)] = False
             answered = None if bool(open_.all()) else ~open_
             todo = [k for k, p in enumerate(round_.parts) if answered is None or self._is_open(p)]
             if not todo and alone:
@@ -270,8 +278,26 @@ class _Driver:
                 if backend.own_memory:
                     raise
                 self._read_journal()
-                if lost == retries:
+                if lost == retries and self.asking.patience.forgiving:
+                    self._one_by_one(round_)
+                elif lost == retries:
                     raise QueryError(self._lost(round_, error)) from error
+
+    def _one_by_one(self, round_: Round) -> None:
+        """Ask what is open query by query, to forgive those with which a worker is lost."""
+        nothing_open = torch.ones(len(self.queries), dtype=torch.bool)
+        for number, part in enumerate(round_.parts):
+            for position in [p for piece in part.pieces for p in self._unanswered(piece)]:
+                answered = nothing_open.index_fill(0, torch.tensor(position), False)
+                own = round_.of([number], answered)
+                try:
+                    with contextlib.closing(self.asking.backend.map(answer, own, [1.0])) as shares:
+                        for _, answers in shares:
+                            self._take(answers)
+                except (QueryError, Unsendable):
+                    raise
+                except Exception as error:
+                    self.lost[position] = Failure(position, None, error, 1, "that was lost")
 
     def _lost(self, round_: Round, error: Exception) -> str:
         open_ = [part for part in round_.parts if self._is_open(part)]
@@ -285,7 +311,11 @@ class _Driver:
         )
 
     def _is_open(self, part: Part) -> bool:
-        return any(bool(self.changes[piece].isnan().any()) for piece in part.pieces)
+        positions = (p for piece in part.pieces for p in self._unanswered(piece))
+        return any(position not in self.lost for position in positions)
+
+    def _unanswered(self, piece: Tensor) -> list[int]:
+        return piece[~finite_rows(self.changes[piece])].tolist()
 
     def _take(self, answers: Answers) -> None:
         self.changes.index_copy_(0, answers.positions, answers.changes)
@@ -297,8 +327,21 @@ class _Driver:
             self.planner.unfold(names, reason)
         for name, reason in answers.slow.items():
             self.objective.reuse.unfolded.setdefault(name, reason)
+        self.lost.update({failure.position: failure for failure in answers.lost})
+        for box, spent in zip(boxes_of(self.objective.module), answers.spent, strict=False):
+            box.meter.add(spent)
         if answers.failure is not None:
             self._raise(answers.failure)
+
+    def _forgive(self) -> None:
+        """Let queries that failed change nothing; more than half of them are too many."""
+        if 2 * len(self.lost) > len(self.queries):
+            first = self.lost[min(self.lost)]
+            text = first.describe(self._where(first.position), self.batch.label)
+            raise QueryError(
+                f"{len(self.lost)} of {len(self.queries)} queries failed, more than half. {text}"
+            ) from first.cause
+        self.changes[list(self.lost)] = 0.0
 
     def _raise(self, failure: Failure) -> None:
         where = self._where(failure.position)

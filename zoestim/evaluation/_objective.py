@@ -191,6 +191,10 @@ class Objective:
     def _wide_loss(self) -> BatchLoss:
         return copy.deepcopy(self.loss).double()
 
-    def distrust(self) -> None:
-        """Ask for the graph to be proven once more: code outside may have set attributes."""
+    def distrust(self, *, wholly: bool = False) -> None:
+        """Ask for the graph to be proven once more: code outside may have set attributes.
+
+        With `wholly`, it is known to be another: the module is cut anew.
+        """
+        self._program = None if wholly else self._program
         self._doubted = self.reuse.active and not has_boxes(self.module)

@@ -46,10 +46,13 @@ class Patience:
         Seconds; by default any time.
     max_retries : int, default=2
         How often what raised, hung or gave no finite number is asked again.
+    forgiving : bool, default=False
+        Whether to go on with the other queries when one has failed that often.
     """
 
     timeout: float | None = None
     max_retries: int = MAX_RETRIES
+    forgiving: bool = False
 
     def ask(
         self,

@@ -46,4 +46,5 @@ def evaluate_mean(
         base_losses=torch.stack([each.base_losses for each in found]).mean(0),
         losses=torch.stack([each.losses for each in found]).mean(0),
         records=tuple(record for each in found for record in each.records),
+        lost=tuple(failure for each in found for failure in each.lost),
     )

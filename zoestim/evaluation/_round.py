@@ -17,6 +17,7 @@ from torch import Tensor
 from torch.utils import _pytree as pytree
 
 from zoestim.evaluation._asker import Asker
+from zoestim.evaluation._black_box import Spent, boxes_of
 from zoestim.evaluation._elsewhere import Sent, arrived, sent
 from zoestim.evaluation._journal import Journal
 from zoestim.evaluation._losses import Losses, finite_rows
@@ -80,6 +81,10 @@ class Answers(NamedTuple):
         The query that could not be answered, and with which the worker stopped.
     journalled : bool
         Whether the answers are in the journal already.
+    lost : tuple of Failure
+        The queries that could not be answered, and were forgiven.
+    spent : tuple of Spent
+        What black boxes took, one by one; empty where their own meters know.
     """
 
     positions: Tensor
@@ -89,6 +94,8 @@ class Answers(NamedTuple):
     slow: dict[str, str]
     failure: Failure | None
     journalled: bool
+    lost: tuple[Failure, ...] = ()
+    spent: tuple[Spent, ...] = ()
 
 
 @dataclass(eq=False)
@@ -254,6 +261,9 @@ def answer(round_: Round, tasks: list[int]) -> Answers:
             positions, changes = [known], [how]
             none = torch.zeros(len(round_.queries), dtype=torch.bool)
             answered = (none if answered is None else answered).index_fill(0, known, True)
+    lost: list[Failure] = []
+    boxes = boxes_of(round_.objective.module) if round_.arrived else []
+    before = [box.meter.read() for box in boxes]
     with round_.asker() as asker:
         costs = _Costs(asker.worker, together=not round_.known)
         for task in tasks:
@@ -265,7 +275,8 @@ def answer(round_: Round, tasks: list[int]) -> Answers:
             found = asker.answer(chunk, round_.objective.foldable[chunk.names])
             costs.add(chunk, found.attempts)
             where, how, failure = chunk.positions, found.changes, found.failure
-            if failure is not None:  # then some have no answer
+            lost += found.lost
+            if failure is not None or found.lost:  # then some have no answer
                 there = finite_rows(how)
                 where, how = where[there], how[there]
             positions.append(where)
@@ -282,6 +293,8 @@ def answer(round_: Round, tasks: list[int]) -> Answers:
         dict(asker.losses.ways.slow),
         failure,
         journalled,
+        tuple(lost),
+        tuple(box.meter.since(was) for box, was in zip(boxes, before, strict=True)),
     )
 
 

@@ -47,7 +47,7 @@ def _convolution(
     settings = stride, padding, dilation, groups
     window = _window(weight.base, site.out.base, stride, padding, dilation)
     if moves(input, weight, bias) > 1:
-        return _of_several(site, input, weight, bias, settings)
+        return _of_several(site, input, weight, bias, window, settings)
     if input.change is not None:
         return _of_input(site, input, weight, window, settings)
     if weight.change is not None:
@@ -73,12 +73,27 @@ def _of_weight(site: Site, x: Value, weight: Value, window: Window, settings: An
     change, groups = weight.change, settings[-1]
     if not isinstance(change, Entry):
         return Dense(_by_moved_weights(site, x.base, weight.dense(), settings))
-    n_out, n_in = weight.base.shape[:2]
-    n_taps = weight.base[0, 0].numel()
-    o, tap = change.indices // (n_in * n_taps), change.indices % n_taps
-    channel = o // (n_out // groups) * n_in + change.indices // n_taps % n_in
-    lanes = torch.stack([channel, tap, o])
-    return Shifts(x, window, lanes, change.steps, groups)
+    return Shifts(x, window, _places(change.indices, weight.base, groups), change.steps, groups)
+
+
+def _places(indices: Tensor, weight: Tensor, groups: int) -> Tensor:
+    """Return input channel, tap and output channel of some weights, (3, k)."""
+    n_out, n_in = weight.shape[:2]
+    n_taps = weight[0, 0].numel()
+    o, tap = indices // (n_in * n_taps), indices % n_taps
+    return torch.stack([o // (n_out // groups) * n_in + indices // n_taps % n_in, tap, o])
+
+
+def _add_shifts(total: Tensor, x: Value, weight: Value, window: Window, groups: int) -> None:
+    """Add what one moved weight a lane makes of its own input, to one channel of the lane."""
+    change: Entry = weight.change  # type: ignore[assignment]
+    places = _places(change.indices, weight.base, groups)
+    there = places[0].to(total.device)
+    lanes = torch.arange(len(there), device=there.device)
+    seen = x.base.movedim(1, 0)[there] + x.dense()[lanes, :, there]
+    taps = window.taps(window.pad(seen))
+    for lane, (_, tap, o) in enumerate(places.t().tolist()):
+        total[lane, :, o].addcmul_(taps[tap][lane], change.steps[lane])
 
 
 class Shifts(Made):
@@ -247,16 +262,27 @@ def _by_moved_weights(site: Site, x: Tensor, moved: Tensor, settings: Any) -> Te
     return product.unflatten(1, (len(moved), -1)).movedim(1, 0)
 
 
-def _of_several(site: Site, x: Value, weight: Value, bias: Value | None, settings: Any) -> Change:
+def _of_several(
+    site: Site, x: Value, weight: Value, bias: Value | None, window: Window, settings: Any
+) -> Change:
     """Dx * (W + dW) + x * dW + db, as for a layer that is used twice and for directions."""
+    moved = [each for each in (weight, bias) if each is not None and each.change is not None]
+    if x.change is not None and len(moved) == 1 and isinstance(moved[0].change, Entry):
+        total = _folded(site, x.dense(), weight, settings)
+        if moved[0] is weight:
+            _add_shifts(total, x, weight, window, settings[-1])
+        else:
+            channels, steps = moved[0].change.indices, moved[0].change.steps
+            total[range(len(total)), :, channels] += steps.view(-1, *[1] * (total.ndim - 2))
+        return Dense(total)
     parts = []
     if x.change is not None:
         parts.append(_folded(site, x.dense(), weight, settings))
     if weight.change is not None:
-        moved = weight.dense()
-        parts.append(_by_moved_weights(site, x.base, moved, settings))
+        weights = weight.dense()
+        parts.append(_by_moved_weights(site, x.base, weights, settings))
         if x.change is not None:
-            lanes = zip(x.dense(), moved, strict=True)
+            lanes = zip(x.dense(), weights, strict=True)
             parts.append(
                 torch.stack([_by_moved_weights(site, d, w[None], settings)[0] for d, w in lanes])
             )

@@ -77,6 +77,11 @@ def _constant_pad(m: Any, x: Value, t: Mapping[str, Value]) -> Call:
     return Call(F.pad, (x, list(m.padding), "constant", m.value))
 
 
+@_lowers(nn.CircularPad1d, nn.CircularPad2d, nn.CircularPad3d)
+def _circular_pad(m: Any, x: Value, t: Mapping[str, Value]) -> Call:
+    return Call(F.pad, (x, list(m.padding), "circular"))
+
+
 @_lowers(nn.Embedding)
 def _embedding(m: nn.Embedding, x: Value, t: Mapping[str, Value]) -> Call | None:
     return None if m.max_norm is not None else Call(F.embedding, (x, t["weight"]))

@@ -97,3 +97,24 @@ def each_simulation(
         wrong = value[~torch.isfinite(value)].flatten()[0]
         raise ValueError(f"The condition {name!r} of {solver} must be finite; got {wrong:g}.")
     return value.expand(whole)
+
+
+def other_kind(states: Any) -> Any:
+    """Return tensors as an array and arrays as a tensor."""
+    return states.detach().cpu().numpy() if isinstance(states, Tensor) else torch.tensor(states)
+
+
+def conditions_of_each(conditions: Mapping[str, Any], n: int) -> dict[str, Any]:
+    """Return conditions with a first axis of n simulations."""
+    found = {}
+    for name, given in conditions.items():
+        values = given if isinstance(given, Tensor) else np.asarray(given)
+        if values.ndim == 0:
+            values = values.expand(n) if isinstance(values, Tensor) else np.repeat(values, n)
+        if len(values) != n:
+            raise ValueError(
+                f"The condition {name!r} must have one value for each of {n} simulations; got "
+                f"{len(values)}."
+            )
+        found[name] = values
+    return found

@@ -38,7 +38,8 @@ class SolverReport:
         The finite differences that are proposed: central ones where forward ones would be off
         by more than 1 %, and these by less.
     step : float
-        By how much to change an entry of a state for them.
+        By how much to change an entry of a state for them, in its units. The `smoothing` of
+        ``gradient="solver-vjp"`` is in units of the fit's `scale_`: divide by that.
     expected_error : float
         The error that is then to be expected of the derivatives by an entry, relative to them.
     n_steps : int
@@ -74,7 +75,9 @@ def check_solver(
     solver : solver or callable
         See `Solver`, and `FunctionSolver` for functions of one state.
     states : ndarray or Tensor of shape (n_simulations, n_channels, *grid)
-        Typical states, such as after some steps; not zeros. A few are enough.
+        Typical states, such as after some steps; not zeros. A few are enough. Of the type in which
+        the solver will be asked, since noise and step depend on it: float32 for a fit with a
+        corrector of float32, as by default.
     conditions : mapping, optional
         The conditions of these simulations.
     random_state : int, default=0

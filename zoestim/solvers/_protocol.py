@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from numbers import Integral
 from typing import Any, Literal, Protocol
@@ -10,6 +10,8 @@ from typing import Any, Literal, Protocol
 import numpy as np
 import torch
 from torch import Tensor
+
+from zoestim.solvers._batch import conditions_of_each, other_kind
 
 
 class Solver(Protocol):
@@ -115,26 +117,21 @@ class FunctionSolver:
             states.
         """
         as_tensor = isinstance(states, Tensor)
-        given = states if as_tensor == (self.native == "torch") else _other_kind(states)
+        given = states if as_tensor == (self.native == "torch") else other_kind(states)
         if not len(given):
             raise ValueError("FunctionSolver needs at least one state; got none.")
-        each = _conditions_of_each(conditions or {}, len(given))
+        each = conditions_of_each(conditions or {}, len(given))
         if self.batched:
             size = self.max_batch or max(len(given), 1)
-            answers = [
-                self.function(
-                    given[at : at + size],
-                    {name: values[at : at + size] for name, values in each.items()},
-                )
-                for at in range(0, len(given), size)
-            ]
+            if len(given) <= size:
+                found = self.function(given, each)
+            else:
+                parts = (slice(at, at + size) for at in range(0, len(given), size))
+                found = _together((self._ask(given, each, part) for part in parts), joined=True)
         else:
-            answers = [
-                self.function(state, {name: values[i] for name, values in each.items()})
-                for i, state in enumerate(given)
-            ]
-        found = _together(answers, self.batched)
-        return found if isinstance(found, Tensor) == as_tensor else _other_kind(found)
+            rows = range(len(given))
+            found = _together((self._ask(given, each, i) for i in rows), joined=False)
+        return found if isinstance(found, Tensor) == as_tensor else other_kind(found)
 
     def to_features(self, states: Any) -> Any:
         """Return what a corrector sees: the states."""
@@ -144,35 +141,16 @@ class FunctionSolver:
         """Return the states plus a correction of the same shape."""
         return states + correction
 
-
-def _other_kind(states: Any) -> Any:
-    """Return tensors as an array and arrays as a tensor."""
-    return states.detach().cpu().numpy() if isinstance(states, Tensor) else torch.tensor(states)
+    def _ask(self, states: Any, each: Mapping[str, Any], rows: int | slice) -> Any:
+        return self.function(states[rows], {name: values[rows] for name, values in each.items()})
 
 
-def _conditions_of_each(conditions: Mapping[str, Any], n: int) -> dict[str, Any]:
-    """Return conditions with a first axis of n simulations."""
-    found = {}
-    for name, given in conditions.items():
-        values = given if isinstance(given, Tensor) else np.asarray(given)
-        if values.ndim == 0:
-            values = values.expand(n) if isinstance(values, Tensor) else np.repeat(values, n)
-        if len(values) != n:
-            raise ValueError(
-                f"The condition {name!r} must have one value for each of {n} simulations; got "
-                f"{len(values)}."
-            )
-        found[name] = values
-    return found
-
-
-def _together(answers: list[Any], batched: bool) -> Any:
-    """Return the answers as one batch."""
-    if batched and len(answers) == 1:
-        return answers[0]
-    if isinstance(answers[0], Tensor):
-        return torch.cat(answers) if batched else torch.stack(answers)
-    return np.concatenate(answers) if batched else np.stack(answers)
+def _together(answers: Iterable[Any], *, joined: bool) -> Any:
+    """Return answers as one batch, each copied before the next call can write to its memory."""
+    kept: list[Any] = [a.clone() if isinstance(a, Tensor) else np.array(a) for a in answers]
+    if isinstance(kept[0], Tensor):
+        return torch.cat(kept) if joined else torch.stack(kept)
+    return np.concatenate(kept) if joined else np.stack(kept)
 
 
 def as_solver(solver: Any) -> Any:
@@ -189,6 +167,8 @@ def as_solver(solver: Any) -> Any:
     >>> as_solver(lambda state, conditions: state).batched
     False
     """
+    if isinstance(solver, type):
+        raise TypeError(f"A solver is an object; got the class {solver.__name__}. Call it.")
     if hasattr(solver, "step"):
         return solver
     if callable(solver):

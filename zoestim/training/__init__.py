@@ -2,8 +2,9 @@
 
 from zoestim.training._asking import asking_of, main_device
 from zoestim.training._build import PLAIN, make_net, same_setting
-from zoestim.training._chain import Chain, ChainStep
-from zoestim.training._net import ArrayBatches
+from zoestim.training._callbacks import Progress
+from zoestim.training._chain import Chain, ChainStep, row_slopes
+from zoestim.training._net import ArrayBatches, in_memory
 from zoestim.training._query_log import QueryLog
 from zoestim.training._session import prepare
 from zoestim.training._sklearn_callbacks import CallbackSupportMixin
@@ -15,12 +16,15 @@ __all__ = [
     "CallbackSupportMixin",
     "Chain",
     "ChainStep",
+    "Progress",
     "QueryLog",
     "StepSettings",
     "TrainingStep",
     "asking_of",
+    "in_memory",
     "main_device",
     "make_net",
     "prepare",
+    "row_slopes",
     "same_setting",
 ]

@@ -32,7 +32,9 @@ def make_asking(estimator: Any) -> Asking:
     main_device(estimator.device)  # refuses what is none
     devices = estimator.device if isinstance(estimator.device, list) else ()
     backend = resolve_backend(estimator.n_jobs, estimator.backend, devices)
-    return Asking(backend, Patience(estimator.query_timeout, estimator.max_retries))
+    forgiving = getattr(estimator, "_forgiving", False)
+    patience = Patience(estimator.query_timeout, estimator.max_retries, forgiving)
+    return Asking(backend, patience)
 
 
 @contextmanager

@@ -68,11 +68,40 @@ class BudgetStop(Callback):
             raise KeyboardInterrupt
 
 
-class LearningRate(Callback):
-    """The learning rate as a function of how much of the fit is done.
+class Progress(Callback):
+    """How much of the fit is done: the fraction of epochs or of the budget, whichever is further.
 
-    Progress is the fraction of epochs or of the query budget, whichever is further, so
-    that a cosine ends at zero also where the budget ends the fit.
+    What follows it, as a rate that falls to zero, so ends well also where the budget ends the fit.
+    """
+
+    def on_train_begin(self, net: ZONet, **kwargs: Any) -> None:
+        self._first_epoch = len(net.history)
+        self._first_query = net.zo_step.n_queries
+
+    def state_dict(self) -> dict[str, int]:
+        return {"first_epoch": self._first_epoch, "first_query": self._first_query}
+
+    def load_state_dict(self, state: dict[str, int]) -> None:
+        self._first_epoch, self._first_query = state["first_epoch"], state["first_query"]
+
+    def epochs(self, net: ZONet) -> float:
+        """Return how many epochs are done, at the beginning of a batch."""
+        dataset = max(1, net.zo_batches_per_epoch)
+        within = len(net.history[-1]["batches"]) - 1
+        return len(net.history) - 1 - self._first_epoch + within / dataset
+
+    def progress(self, net: ZONet) -> float:
+        """Return how much is done, from 0 to 1, at the beginning of a batch."""
+        done = self.epochs(net) / net.max_epochs
+        limit = net.zo_step.settings.max_queries
+        if limit is not None and limit > self._first_query:
+            asked = net.zo_step.n_queries - self._first_query
+            done = max(done, asked / (limit - self._first_query))
+        return min(done, 1.0)
+
+
+class LearningRate(Progress):
+    """The learning rate as a function of how much of the fit is done.
 
     Parameters
     ----------
@@ -87,8 +116,7 @@ class LearningRate(Callback):
         self.warmup_epochs = warmup_epochs
 
     def on_train_begin(self, net: ZONet, **kwargs: Any) -> None:
-        self._first_epoch = len(net.history)
-        self._first_query = net.zo_step.n_queries
+        super().on_train_begin(net, **kwargs)
         groups = net.optimizer_.param_groups
         for group in groups:
             group.setdefault("initial_lr", group["lr"])
@@ -97,31 +125,12 @@ class LearningRate(Callback):
         for group in groups:  # a last fit may have ended near zero
             group["lr"] = group["initial_lr"]
 
-    def state_dict(self) -> dict[str, int]:
-        return {"first_epoch": self._first_epoch, "first_query": self._first_query}
-
-    def load_state_dict(self, state: dict[str, int]) -> None:
-        self._first_epoch, self._first_query = state["first_epoch"], state["first_query"]
-
     def on_batch_begin(self, net: ZONet, training: bool = True, **kwargs: Any) -> None:
         if not training or (self.schedule == "constant" and not self.warmup_epochs):
             return  # a constant rate is left to the user's own schedulers
-        factor = self._factor(self._progress(net)) * self._warmup(net)
+        factor = self._factor(self.progress(net)) * self._warmup(net)
         for group in net.optimizer_.param_groups:
             group["lr"] = group["initial_lr"] * factor
-
-    def _epochs(self, net: ZONet) -> float:
-        dataset = max(1, net.zo_batches_per_epoch)
-        within = len(net.history[-1]["batches"]) - 1
-        return len(net.history) - 1 - self._first_epoch + within / dataset
-
-    def _progress(self, net: ZONet) -> float:
-        done = self._epochs(net) / net.max_epochs
-        limit = net.zo_step.settings.max_queries
-        if limit is not None and limit > self._first_query:
-            asked = net.zo_step.n_queries - self._first_query
-            done = max(done, asked / (limit - self._first_query))
-        return min(done, 1.0)
 
     def _factor(self, progress: float) -> float:
         if self.schedule == "cosine":
@@ -132,7 +141,7 @@ class LearningRate(Callback):
         if not self.warmup_epochs:
             return 1.0
         step = 1 / max(1, net.zo_batches_per_epoch)
-        return min(1.0, (self._epochs(net) + step) / self.warmup_epochs)
+        return min(1.0, (self.epochs(net) + step) / self.warmup_epochs)
 
 
 class QueryProgress(Callback):

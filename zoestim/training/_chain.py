@@ -109,9 +109,11 @@ class ChainStep(TrainingStep):
             chain.penalty(inputs, batch.X).backward()  # beside what queries have found
         return loss, outputs
 
-    def _n_active(self) -> int:
+    def _n_asked(self) -> int:
         chain: Chain = self.objective.module  # type: ignore[assignment]
-        return super()._n_active() if chain.width is None else chain.width
+        if chain.width is None:
+            return super()._n_asked()
+        return self.settings.n_repeats * (1 + self.settings.estimator.n_queries(chain.width))
 
     def _by_the_chain_rule(self, batch: Batch) -> tuple[float, Any]:
         self._batch, self.before = batch, self.objective.theta_copy()
@@ -128,23 +130,9 @@ class ChainStep(TrainingStep):
 
     def _slopes(self, batch: Batch, inputs: Tensor) -> tuple[Evaluation, Tensor]:
         """Return the losses of the samples, and their gradients at the input of the box."""
-        estimator, n, width = self.settings.estimator, len(inputs), inputs[0].numel()
-        everywhere, segments = torch.arange(width), (width,)
-        first = estimator.queries(everywhere, segments, self.generator)
-        rows = [first] * n  # differences along the axes are the same for all
-        if not isinstance(first, CoordinateQueries):
-            drawn = (estimator.queries(everywhere, segments, self.generator) for _ in range(n - 1))
-            rows = [first, *drawn]
         given = Batch(inputs, batch.y, None, batch.label)
-        objective = self._at_the_box(inputs)
-        queries = RowQueries(tuple(rows), width)  # type: ignore[arg-type]
-        found = self.ask(given, queries, draw_seed(self.generator), objective)
-        bases, losses = found.base_losses.tolist(), found.losses
-        slopes = [
-            estimator.combine(row, bases[i], losses[:, i]).dense(width)
-            for i, row in enumerate(rows)
-        ]
-        return found, torch.stack(slopes).to(inputs).reshape(inputs.shape)
+        found, slopes = row_slopes(self, given, self._at_the_box(inputs), inputs[0].numel())
+        return found, slopes.to(inputs).reshape(inputs.shape)
 
     def _at_the_box(self, inputs: Tensor) -> Objective:
         """Return the losses of the samples as a function of what moves the box's input."""
@@ -166,3 +154,39 @@ class ChainStep(TrainingStep):
         seed, device = draw_seed(self.generator), batch.X.device
         with torch.enable_grad(), drawing_from(seed, device):
             return chain.white(batch.X)
+
+
+def row_slopes(
+    step: TrainingStep, batch: Batch, objective: Objective, width: int
+) -> tuple[Evaluation, Tensor]:
+    """Return the losses of samples, and how each depends on what moves its row.
+
+    Parameters
+    ----------
+    step : TrainingStep
+        Asks, and estimates.
+    batch : Batch
+        The samples.
+    objective : Objective
+        Their losses one by one, at a parameter with a row of `width` numbers for each.
+    width : int
+        How many numbers move a sample.
+
+    Returns
+    -------
+    Evaluation, Tensor of shape (n, width), float64
+    """
+    estimator, n = step.settings.estimator, len(batch.X)
+    everywhere, segments = torch.arange(width), (width,)
+    first = estimator.queries(everywhere, segments, step.generator)
+    rows = [first] * n  # differences along the axes are the same for all
+    if not isinstance(first, CoordinateQueries):
+        drawn = (estimator.queries(everywhere, segments, step.generator) for _ in range(n - 1))
+        rows = [first, *drawn]
+    queries = RowQueries(tuple(rows), width)  # type: ignore[arg-type]
+    found = step.ask(batch, queries, draw_seed(step.generator), objective)
+    bases, losses = found.base_losses.tolist(), found.losses
+    slopes = [
+        estimator.combine(row, bases[i], losses[:, i]).dense(width) for i, row in enumerate(rows)
+    ]
+    return found, torch.stack(slopes)

@@ -147,9 +147,15 @@ def _hashed(module: nn.Module) -> str:
         [name, key, setting]
         for name, part in module.named_modules()
         for key, setting in sorted(vars(part).items())
-        if isinstance(setting, bool | int | float | str) and key != "training"
+        if _is_plain(setting) and key != "training"
     ]
     return digest(json.dumps(settings), state)
+
+
+def _is_plain(setting: Any) -> bool:
+    if isinstance(setting, tuple):
+        return all(map(_is_plain, setting))
+    return isinstance(setting, bool | int | float | str)
 
 
 def digest(text: str, tensors: Mapping[str, Tensor]) -> str:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import itertools
+import time
 from collections.abc import Callable, Iterator
 from typing import Any, Protocol
 
@@ -11,11 +12,19 @@ import cloudpickle
 import torch
 from skorch import NeuralNet
 from skorch.dataset import unpack_data
-from torch import Tensor
+from torch import Tensor, nn
 from torch.utils import _pytree as pytree
 from torch.utils.data import TensorDataset
 
-from zoestim.evaluation import Batch, Patience, has_boxes, unchanged_generators
+from zoestim.evaluation import (
+    Batch,
+    Patience,
+    as_input,
+    as_tensor,
+    first_parameter,
+    has_boxes,
+    unchanged_generators,
+)
 from zoestim.training._step import TrainingStep
 
 
@@ -89,8 +98,10 @@ class ZONet(NeuralNet):
         y, weight = target if isinstance(target, tuple) else (target, None)
         number = len(self.history[-1]["batches"])
         label = f"batch {number} of epoch {len(self.history)}"
+        started = time.perf_counter()
         with self._noticing_interrupts():
             loss, outputs = self.zo_step(Batch(X, y, weight, label))
+        self.zo_step.seconds += time.perf_counter() - started
         return {"loss": torch.tensor(loss, dtype=torch.float64), "y_pred": outputs}
 
     def validation_step(self, batch: Any, **fit_params: Any) -> dict[str, Any]:
@@ -131,13 +142,22 @@ def batch_sizes(n_samples: int, batch_size: int) -> list[int]:
     return sizes
 
 
+def in_memory(X: Any, y: Any, weight: Any, module: nn.Module) -> TensorDataset:
+    """Return samples, targets and weights, if there are any, as a module takes them."""
+    targets = as_tensor(y)
+    if targets.is_floating_point():
+        targets = targets.to(first_parameter(module).dtype)
+    weights = () if weight is None else (as_tensor(weight),)
+    return TensorDataset(as_input(X, module), targets, *weights)
+
+
 class ArrayBatches:
     """Mini-batches of tensors in memory: one indexing operation a batch.
 
     Parameters
     ----------
-    dataset : TensorDataset
-        X and y, and sample weights if there are any.
+    dataset : Dataset
+        Gives X and y, and sample weights if there are any, for a tensor of indices.
     batch_size : int
         Samples a batch, see :func:`batch_sizes`.
     shuffle : bool, default=False
@@ -152,7 +172,7 @@ class ArrayBatches:
 
     def __init__(
         self,
-        dataset: TensorDataset,
+        dataset: Any,
         batch_size: int,
         shuffle: bool = False,
         generator: torch.Generator | None = None,

@@ -16,18 +16,14 @@ from sklearn.exceptions import ConvergenceWarning
 from sklearn.model_selection import train_test_split
 from skorch.callbacks import Callback, EarlyStopping
 from skorch.helper import predefined_split
-from torch import nn
-from torch.utils.data import TensorDataset
+from torch.utils.data import Dataset, Subset
 
 from zoestim._modules import check_names
 from zoestim.backends import Backend
 from zoestim.evaluation import (
     Asking,
     Objective,
-    as_input,
-    as_tensor,
     draw_seed,
-    first_parameter,
     shared_generator,
 )
 from zoestim.gradients import RandomizedEstimator
@@ -60,7 +56,7 @@ class Session:
         The net to train, new or continued.
     objective : Objective
         What is minimised.
-    training : TensorDataset
+    training : Dataset
         The samples to train on.
     callbacks : list of Callback
         Those of this fit alone.
@@ -72,7 +68,7 @@ class Session:
 
     net: ZONet
     objective: Objective
-    training: TensorDataset
+    training: Dataset
     callbacks: list[Callback]
     checkpoint: Checkpoint | None = None
     n_before: int = 0
@@ -100,6 +96,7 @@ class Session:
             backend = self.net.zo_step.settings.asking.backend
             if backend is not estimator.backend:
                 backend.close()
+            self.net.train_split = None  # it holds data
             _store(estimator, self.objective)
             estimator.termination_condition_ = reason
 
@@ -144,7 +141,8 @@ def _prepared(
     if checkpoint is not None and estimator.journal_queries:
         asking = replace(asking, journal=checkpoint.journal)
     net = estimator.net_ if continued else make_net(estimator, asking.backend)
-    training, validation = _tensors(X, target, weight, net.module_), None
+    training, validation = estimator._make_data(X, target, weight, net.module_), None
+    estimator._held_out = None
     if estimator.early_stopping and epochs:
         training, validation = _split(estimator, training, asking.backend, checkpoint)
     net.batch_size = _batch_size(estimator, len(training))
@@ -202,6 +200,7 @@ def _settings(estimator: Any, net: ZONet, asking: Asking, reserved: int) -> Step
         reserved=reserved,
         n_repeats=estimator.n_repeats,
         samples_a_query=net.batch_size if estimator._counts_samples else None,
+        failure_penalty=estimator._failure_penalty,
         asking=asking,
     )
 
@@ -223,30 +222,25 @@ def _batch_size(estimator: Any, n_samples: int) -> int:
     return min(AUTO_BATCH if estimator.batch_size == "auto" else estimator.batch_size, n_samples)
 
 
-def _tensors(
-    X: np.ndarray, y: np.ndarray, weight: np.ndarray | None, module: nn.Module
-) -> TensorDataset:
-    target = as_tensor(y)
-    if target.is_floating_point():
-        target = target.to(first_parameter(module).dtype)
-    weights = () if weight is None else (as_tensor(weight),)
-    return TensorDataset(as_input(X, module), target, *weights)
-
-
 def _split(
-    estimator: Any, data: TensorDataset, backend: Backend, checkpoint: Checkpoint | None
-) -> tuple[TensorDataset, TensorDataset]:
+    estimator: Any, data: Any, backend: Backend, checkpoint: Checkpoint | None
+) -> tuple[Dataset, Dataset]:
     def draw() -> int:
         return draw_seed(shared_generator(estimator.random_state, backend)) % 2**32
 
-    stratify = data.tensors[1].numpy() if is_classifier(estimator) else None
-    indices = train_test_split(
-        np.arange(len(data)),
+    # Of samples that belong to groups, whole groups are held out.
+    groups = getattr(data, "groups", None)
+    units = np.arange(len(data)) if groups is None else np.unique(groups)
+    parts = train_test_split(
+        units,
         test_size=estimator.validation_fraction,
-        stratify=stratify,
+        stratify=data.tensors[1].numpy() if is_classifier(estimator) else None,
         random_state=draw() if checkpoint is None else checkpoint.seed(draw),
     )
-    training, validation = (TensorDataset(*data[torch.as_tensor(part)]) for part in indices)
+    estimator._held_out = parts[1]
+    if groups is not None:
+        parts = [np.flatnonzero(np.isin(groups, part)) for part in parts]
+    training, validation = (Subset(data, torch.as_tensor(part)) for part in parts)  # type: ignore[arg-type]
     return training, validation
 
 
@@ -316,6 +310,13 @@ def _warn(net: ZONet, smoothing: float, level: int) -> None:
         warnings.warn(
             f"The fit was interrupted in epoch {len(net.history)}, after {net.zo_step.n_steps} "
             "training steps, and keeps what they learned. Call fit again to train in full.",
+            stacklevel=level,
+        )
+    elif not net.zo_step.responded and net.zo_step.n_failed:
+        warnings.warn(
+            f"{net.zo_step.n_failed} queries failed and no other changed the loss, so nothing was "
+            "learned: mend what they fail of, which on_failure='raise' tells.",
+            ConvergenceWarning,
             stacklevel=level,
         )
     elif not net.zo_step.responded:

@@ -239,6 +239,7 @@ def _step_state(step: TrainingStep) -> dict[str, Any]:
         "n_queries": step.n_queries,
         "n_steps": step.n_steps,
         "n_rounds": step.n_rounds,
+        "n_failed": step.n_failed,
         "responded": step.responded,
         "epoch": step.epoch,
         "active": step.active,
@@ -247,7 +248,7 @@ def _step_state(step: TrainingStep) -> dict[str, Any]:
 
 
 def _restore_step(step: TrainingStep, stored: dict[str, Any]) -> None:
-    for name in ("n_queries", "n_steps", "n_rounds", "epoch"):
+    for name in ("n_queries", "n_steps", "n_rounds", "n_failed", "epoch"):
         value = stored[name]
         _expect(type(value) is int and value >= 0, f"{name} is {value!r}")
         setattr(step, name, value)

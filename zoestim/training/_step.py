@@ -52,6 +52,9 @@ class StepSettings:
     samples_a_query : int or None
         How many samples a batch has, where queries are counted by sample; None where each
         counts once.
+    failure_penalty : float or None
+        What a query that failed and was forgiven adds to the loss, relative to it; None lets it
+        change nothing.
     asking : Asking
         Where queries are asked, and how patiently.
     """
@@ -66,6 +69,7 @@ class StepSettings:
     reserved: int = 0
     n_repeats: int = 1
     samples_a_query: int | None = None
+    failure_penalty: float | None = None
     asking: Asking = field(default_factory=Asking)
 
     def price(self, n_samples: int | None) -> int:
@@ -90,6 +94,10 @@ class TrainingStep:
         Steps that were finished.
     n_rounds : int
         Batches of queries asked so far: one a step, and two for scores.
+    n_failed : int
+        Queries that failed and were forgiven.
+    seconds : float
+        How long the steps took.
     log : QueryLog
         What the queries cost.
     responded : bool
@@ -104,12 +112,19 @@ class TrainingStep:
 
     settings: StepSettings
     objective: Objective
+    # What makes a step cost less, beside a larger budget.
+    cheaper = (
+        "raise sparsity, or lower n_pruning_queries (pruning='uniform' needs none) or, for RGE, "
+        "n_directions"
+    )
 
     def __init__(self, generator: torch.Generator):
         self.generator = generator
         self.n_queries = 0
         self.n_steps = 0
         self.n_rounds = 0
+        self.n_failed = 0
+        self.seconds = 0.0
         self.log = QueryLog()
         self.responded = False
         self.epoch = 0
@@ -132,8 +147,7 @@ class TrainingStep:
                 f"max_queries={settings.max_queries} does not allow one training step: it "
                 f"needs {cost} queries, {scores} of them for the scores of pruning, and "
                 f"{self.n_queries} were asked before. Raise max_queries above "
-                f"{self.n_queries + cost + settings.reserved - 1}, raise sparsity, or lower "
-                "n_pruning_queries (pruning='uniform' needs none) or, for RGE, n_directions."
+                f"{self.n_queries + cost + settings.reserved - 1}, {self.cheaper}."
             )
 
     def __getstate__(self) -> dict[str, Any]:
@@ -173,6 +187,10 @@ class TrainingStep:
         self.n_rounds += settings.n_repeats
         found = evaluate_mean(objective or self.objective, batch, queries, draws, asking)
         self.log.add(self.epoch, self.n_steps, found.records)
+        self.n_failed += len(found.lost)
+        if found.lost and settings.failure_penalty is not None:
+            failed = sorted({failure.position for failure in found.lost})
+            found.losses[failed] += settings.failure_penalty * found.base_losses.abs()
         return found
 
     def next_cost(self, n_samples: int | None = None) -> int:
@@ -180,9 +198,7 @@ class TrainingStep:
 
         By default on a batch of the usual size.
         """
-        queries = 1 + self.settings.estimator.n_queries(self._n_active())
-        asked = self.settings.n_repeats * queries * self.settings.price(n_samples)
-        return self.scoring_due(n_samples) + asked
+        return self.scoring_due(n_samples) + self._n_asked() * self.settings.price(n_samples)
 
     def scoring_due(self, n_samples: int | None = None) -> int:
         """Return how many of them are for scores."""
@@ -209,17 +225,17 @@ class TrainingStep:
             named or (self.settings.pruning is not None and self.settings.sparsity > 0)
         )
 
-    def _n_active(self) -> int:
-        size = self.objective.parameters.size
-        if not self._sparse:
-            return size
-        sizes, settings = self._prunable, self.settings
-        dense = size - sum(sizes.values())
-        return dense + CoordinateSchedule.count(
-            settings.pruning,  # type: ignore[arg-type]
-            settings.sparsity,
-            sizes,
-        )
+    def _n_asked(self) -> int:
+        """Return how many losses a step asks for, that at the current parameters among them."""
+        n_active, settings = self.objective.parameters.size, self.settings
+        if self._sparse:
+            n_active -= sum(self._prunable.values())
+            n_active += CoordinateSchedule.count(
+                settings.pruning,  # type: ignore[arg-type]
+                settings.sparsity,
+                self._prunable,
+            )
+        return settings.n_repeats * (1 + settings.estimator.n_queries(n_active))
 
     def _coordinates(self) -> Tensor:
         parameters = self.objective.parameters
