@@ -20,6 +20,7 @@ import torch
 from skorch.callbacks import Callback
 from torch import nn
 
+from benchmarks.speed.problems import n_queried
 from zoestim import ZOClassifier
 from zoestim.datasets import load_cifar10
 from zoestim.models import resnet20
@@ -69,10 +70,7 @@ class StepTable(Callback):
 
 def n_coordinates(sparsity: float, n_classes: int) -> int:
     """Return how many coordinates one step queries."""
-    sizes = [(p.numel(), p.ndim > 1) for p in resnet20(n_classes).parameters()]
-    layers = [size for size, is_weight in sizes if is_weight]
-    dense = sum(size for size, is_weight in sizes if not is_weight)
-    return dense + max(len(layers), round((1 - sparsity) * sum(layers)))
+    return n_queried(resnet20(n_classes), sparsity)
 
 
 def parse(arguments: Sequence[str] | None) -> argparse.Namespace:

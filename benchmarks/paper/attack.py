@@ -23,9 +23,10 @@ import numpy as np
 import torch
 from scipy.stats import norm
 
-from benchmarks.paper.defense import ALPHA, N0, Measured, machine
+from benchmarks.paper.defense import ALPHA, N0, Measured
 from benchmarks.paper.defense_cases import CASES, Case, add_sizes
 from benchmarks.paper.query_attack import Effort, MeanUnderNoise, attacked
+from benchmarks.records import machine
 from benchmarks.speed.measure import print_table
 from zoestim import ZODenoiserDefense, clopper_pearson_lower
 

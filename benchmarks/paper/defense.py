@@ -9,13 +9,10 @@ A row that is in the file already, with the same settings, is not measured again
 """
 
 import argparse
-import json
-import os
 import statistics
-import sys
 import time
 from collections.abc import Sequence
-from functools import cached_property
+from functools import cached_property, partial
 from pathlib import Path
 from typing import Any
 
@@ -25,7 +22,8 @@ from torch import nn
 
 from benchmarks.paper.boxes import first_order
 from benchmarks.paper.defense_cases import CASES, ENDLESS, Case, Row, add_sizes, row_names
-from benchmarks.speed.measure import environment, print_table, version_of
+from benchmarks.records import as_key, machine, once
+from benchmarks.speed.measure import numbers, print_table
 from zoestim import ZODenoiserDefense, max_certifiable_radius
 from zoestim.certification import average_certified_radius, certified_accuracy
 
@@ -125,36 +123,12 @@ class Measured:
         return ZODenoiserDefense(self.case.box, **settings).fit(self.case.train[0])
 
 
-# --- The file of results
-
-
-def read(path: Path | None) -> list[dict[str, Any]]:
-    """Return the results that are in the file."""
-    if path is None or not path.exists():
-        return []
-    return json.loads(path.read_text())["results"]
-
-
-def add(path: Path, result: dict[str, Any]) -> None:
-    """Add a result to the file, one line each: a run that is killed leaves a whole file."""
-    lines = ",\n".join(json.dumps(each) for each in [*read(path), result])
-    part = path.with_name(f"{path.name}.{os.getpid()}.part")
-    part.write_text(f'{{"results": [\n{lines}\n]}}\n')
-    part.replace(path)
-
-
 def about(name: str, case: Case, seed: int, row: Row, n: int) -> dict[str, Any]:
     """Return what a result is the result of, as it comes back from a JSON file."""
     settings = {**case.settings, **row.settings, "by": row.by, "budget": case.budget}
     sizes = {"n_train": len(case.train[0]), "n_test": len(case.test[0]), "n0": N0, "n": n}
     key = {"case": name, "row": row.label, "seed": seed, "settings": settings, "alpha": ALPHA}
-    return json.loads(json.dumps({**key, **sizes}, default=str))
-
-
-def machine() -> dict[str, Any]:
-    """Return what figures and seconds depend on besides the code."""
-    packages = ("numpy", "scipy", "scikit-learn")
-    return {**environment("cpu"), **{name: version_of(name) for name in packages}}
+    return as_key({**key, **sizes})
 
 
 # --- The table
@@ -205,9 +179,7 @@ def parse(arguments: Sequence[str] | None) -> argparse.Namespace:
     by_comma = {"type": lambda text: text.split(","), "metavar": "A,B"}
     parser.add_argument("--cases", **by_comma, default=list(CASES)[:3], help=", ".join(CASES))
     parser.add_argument("--rows", **by_comma, help="such as mse,last; default: all of a case")
-    parser.add_argument(
-        "--seeds", type=lambda text: [*map(int, text.split(","))], default=[0, 1, 2]
-    )
+    parser.add_argument("--seeds", type=numbers, default=[0, 1, 2])
     parser.add_argument("--n", type=int, default=1000, help="draws of a certificate")
     parser.add_argument("--threads", type=int, default=1, help="torch threads")
     parser.add_argument("--out", type=Path, help="JSON file, to which each result is added")
@@ -233,14 +205,7 @@ def measure(
     rows, measured, results = chosen(case, options.rows), Measured(case, seed), []
     for row in rows:
         key = about(name, case, seed, row, options.n)
-        known = [each for each in read(options.out) if key.items() <= each.items()]
-        if not known:
-            known = [{**key, **measured.row(row, options.n), "environment": machine()}]
-            if options.out is not None:
-                add(options.out, known[0])
-            seconds = known[0]["fit_seconds"] + known[0]["certify_seconds"]
-            print(f"{name}, seed {seed}: {row.label} in {seconds:.0f} s", file=sys.stderr)
-        results.append(known[0])
+        results.append(once(options.out, key, partial(measured.row, row, options.n)))
     return rows, results
 
 

@@ -132,6 +132,11 @@ def add_options(parser: argparse.ArgumentParser, repeats: int = 5) -> None:
     parser.add_argument("--json", type=Path, help="write all runs and versions to this file")
 
 
+def numbers(text: str) -> list[int]:
+    """Return the integers of an option, with commas between them."""
+    return [int(part) for part in text.split(",")]
+
+
 def start(options: argparse.Namespace) -> None:
     """Set the number of threads and print where the timings are taken."""
     torch.set_num_threads(options.threads)

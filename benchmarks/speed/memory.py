@@ -13,7 +13,7 @@ from collections.abc import Sequence
 from functools import partial
 from typing import Any
 
-from benchmarks.speed.measure import add_options, print_table, start, write_json
+from benchmarks.speed.measure import add_options, numbers, print_table, start, write_json
 from benchmarks.speed.problems import CASES, load_case
 from benchmarks.speed.problems import add_options as add_problem_options
 from benchmarks.speed.rivals import Kept
@@ -48,8 +48,8 @@ def main(arguments: Sequence[str] | None = None) -> list[dict[str, Any]]:
     """Print the table and return its rows."""
     parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
     parser.add_argument("--case", choices=CASES, default="cnn3700")
-    parser.add_argument("--n-coordinates", type=_numbers, default=[200, 800, 3200])
-    parser.add_argument("--budgets", type=_numbers, default=[8, 32, 128], help="in MiB")
+    parser.add_argument("--n-coordinates", type=numbers, default=[200, 800, 3200])
+    parser.add_argument("--budgets", type=numbers, default=[8, 32, 128], help="in MiB")
     add_problem_options(parser)
     add_options(parser)
     options = parser.parse_args(arguments)
@@ -61,10 +61,6 @@ def main(arguments: Sequence[str] | None = None) -> list[dict[str, Any]]:
     print_table(rows)
     write_json(options, {"case": options.case, "rows": rows})
     return rows
-
-
-def _numbers(text: str) -> list[int]:
-    return [int(part) for part in text.split(",")]
 
 
 if __name__ == "__main__":

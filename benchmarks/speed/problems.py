@@ -89,6 +89,19 @@ def built(make: Callable[[], nn.Module], seed: int) -> nn.Module:
         return make().train()
 
 
+def n_parameters(module: nn.Module) -> int:
+    """Return how many parameters a network has."""
+    return sum(parameter.numel() for parameter in module.parameters())
+
+
+def n_queried(module: nn.Module, sparsity: float) -> int:
+    """Return how many coordinates a sparse step queries: some weights, all other parameters."""
+    sizes = [(p.numel(), p.ndim > 1) for p in module.parameters()]
+    layers = [size for size, is_weight in sizes if is_weight]
+    dense = sum(size for size, is_weight in sizes if not is_weight)
+    return dense + max(len(layers), round((1 - sparsity) * sum(layers)))
+
+
 # --- Data
 
 
@@ -137,7 +150,7 @@ def cnn_problem(
     """Return the dense gradient of a SimpleCNN."""
     X, y, source = images(options.data, options.batch_size or BATCH_SIZE, options.seed)
     module = built(lambda: SimpleCNN(depth, width=width), options.seed)
-    name = name or f"cnn{sum(p.numel() for p in module.parameters())}"
+    name = name or f"cnn{n_parameters(module)}"
     return Problem(name, module, X, y, every_coordinate(module), f"{source}, dense")
 
 
