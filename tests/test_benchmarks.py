@@ -12,12 +12,13 @@ import torch
 from PIL import Image
 
 from benchmarks import precision
-from benchmarks.paper import attack, defense
+from benchmarks.paper import attack, defense, fig6, fig6_data
 from benchmarks.paper.defense_cases import CASES
 from benchmarks.paper.query_attack import Effort, MeanUnderNoise, attacked
 from benchmarks.speed import gradient, measure, memory, ranks, reuse, scaling, solvers, stages
 from benchmarks.speed.problems import built, load_case, mlp_problem
 from benchmarks.speed.rivals import AuthorsWorker, Kept, Vmapped, double_loop, loop, zoestim
+from zoestim.solvers import WakeFlow2D
 
 QUICK = ["--repeats", "1", "--batch-size", "2"]
 FEW = ["--n-coordinates", "3"]
@@ -301,3 +302,84 @@ def test_solvers_make_steps(tmp_path, capsys):
     assert "prototype" in capsys.readouterr().out
     ready = solvers.Ready("burgers", 32, 3)
     assert ready().shape == (3, 1, 32)
+
+
+# --- Fig. 6
+
+TINY = ["--factor", "2", "--skip", "5", "--n-frames", "10", "--n-unroll", "2", "--queries", "130"]
+TINY += ["--epochs", "1", "--resolution", "12"]
+SHORT = {"resolution": 12, "factor": 2, "skip": 1, "n_frames": 3}
+
+
+@pytest.mark.filterwarnings("ignore::zoestim.CorrectionWorseThanSolverWarning")
+def test_fig6_writes_each_row_once_and_goes_on(tmp_path, capsys):
+    path = tmp_path / "figures.json"
+    asked = [*TINY, "--out", str(path), "--data-dir", str(tmp_path)]
+    first = fig6.main([*asked, "--cases", "wake16", "--rows", "src,zo", "--seeds", "0"])["wake16"]
+    assert json.loads(path.read_text())["results"] == first
+    assert [each["row"] for each in first] == ["src", "zo"]
+    found = fig6.main([*asked, "--cases", "wake16", "--rows", "src,non,zo,fo", "--seeds", "0,1"])
+    found |= fig6.main([*asked, "--cases", "burgers", "--rows", "src,zo", "--seeds", "0"])
+    again = json.loads(path.read_text())["results"]
+    assert again[:2] == first  # seconds too: they were not measured again
+    assert {name: len(each) for name, each in found.items()} == {"wake16": 7, "burgers": 2}
+    for each in again:
+        assert len(each["rollouts"]) == (25 if each["case"] == "wake16" else 32)
+        assert each["mae"] == pytest.approx(np.mean(each["rollouts"]), rel=1e-4)
+        assert each["row"] != "zo" or 0 < each["queries"] <= 130
+    assert "gap closed" in capsys.readouterr().out
+
+
+@pytest.mark.filterwarnings("ignore::zoestim.CorrectionWorseThanSolverWarning")
+def test_fig6_tunes_on_simulations_that_are_held_out(tmp_path, capsys):
+    path = tmp_path / "figures.json"
+    asked = [*TINY, "--cases", "wake16", "--rows", "src,nog", "--seeds", "0", "--out", str(path)]
+    found = fig6.main([*asked, "--tune"])["wake16"]
+    assert len(found) == 3  # two rates
+    assert all(each["truth"]["held_out"] == 3 for each in found)
+    assert all(len(each["rollouts"]) == 2 * 5 for each in found)
+    assert "*" in capsys.readouterr().out
+
+
+def test_held_out_simulations_are_none_that_is_trained_on():
+    truth = fig6_data.wake(12, 2, skip=0, n_frames=2)
+    part = truth.held_out(3)
+    trained, held = part.train_conditions["Re"], part.test_conditions["Re"]
+    assert sorted([*trained, *held]) == sorted(truth.train_conditions["Re"])
+    assert held.tolist() == truth.train_conditions["Re"][[1, 4]].tolist()
+    assert np.array_equal(part.test, truth.train[[1, 4]])
+
+
+def test_frames_come_back_from_their_file(tmp_path):
+    made = [fig6_data.kept(tmp_path, fig6_data.wake, **SHORT) for _ in range(2)]
+    assert len(list(tmp_path.iterdir())) == 1
+    assert np.array_equal(made[0].train, made[1].train)
+    assert np.array_equal(made[0].test_conditions["Re"], made[1].test_conditions["Re"])
+    assert made[0].about == made[1].about
+
+
+def test_frames_are_those_of_the_fine_solver():
+    truth = fig6_data.wake(**SHORT)
+    fine = WakeFlow2D(24)
+    states, reynolds = fine.initial_states(6), {"Re": fig6_data.REYNOLDS_TRAIN}
+    for t in range(4):
+        states = fine.step(states, reynolds)
+        np.testing.assert_allclose(truth.train[:, t], fine.coarsen(states, 2), atol=1e-6)
+
+
+def test_part_of_a_gap_and_its_error():
+    bare, mae = np.array([1.0, 2.0, 3.0]), np.array([0.5, 1.0, 1.5])
+    assert fig6_data.gap_closed(mae, bare) == (0.5, 0.0)
+    rng = np.random.default_rng(0)
+    draws = rng.normal([2, 1], 0.1, size=(4000, 50, 2))
+    closed = 1 - draws[..., 1].mean(1) / draws[..., 0].mean(1)
+    _, error = fig6_data.gap_closed(draws[0, :, 1], draws[0, :, 0])
+    assert error == pytest.approx(closed.std(), rel=0.3)
+
+
+def test_a_rollout_that_diverged_has_no_error_that_is_a_number():
+    truth = np.zeros((2, 3, 1, 4))
+    found = truth + 0.5
+    found[1, 2, 0, 3] = np.nan
+    apart = fig6_data.errors(found, truth, np.array([[True, True, True, True]]))
+    assert apart.tolist() == [[0.5, 0.5, 0.5], [0.5, 0.5, np.inf]]

@@ -1,0 +1,1 @@
+"""What else a user could pick, under equal numbers of queries: ``python -m benchmarks.peers``."""
