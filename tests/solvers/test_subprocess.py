@@ -407,7 +407,8 @@ def test_folders_and_programs_go_with_the_process(make):
     assert len(list(make.pids.iterdir())) == 2
 
 
-def test_the_next_solver_removes_what_a_killed_process_left(make):
+@pytest.mark.parametrize("clearing", [False, True])
+def test_the_next_solver_removes_what_a_killed_process_left(make, clearing):
     solver = make()
     if not (child := os.fork()):
         try:
@@ -416,6 +417,8 @@ def test_the_next_solver_removes_what_a_killed_process_left(make):
             os.kill(os.getpid(), signal.SIGKILL)
     os.waitpid(child, 0)
     (left,) = make.root.iterdir()
+    if clearing:  # a pool ends its workers as they remove their folders
+        (left / "lock").unlink()
     solver.step(STATES, HALVE)
     (home,) = make.root.iterdir()
     assert home != left

@@ -127,7 +127,11 @@ def remove_abandoned(root: Path) -> None:
     """Remove the folders of processes that were killed before they could do so."""
     for home in root.glob(f"{PREFIX}*"):
         with contextlib.suppress(OSError):  # somebody else's, or somebody else was faster
-            held = os.open(home / "lock", os.O_RDWR)
+            try:
+                held = os.open(home / "lock", os.O_RDWR)
+            except FileNotFoundError:  # the lock went first: its process was killed as it cleared
+                shutil.rmtree(home, ignore_errors=True)
+                continue
             try:
                 fcntl.flock(held, fcntl.LOCK_EX | fcntl.LOCK_NB)
                 shutil.rmtree(home, ignore_errors=True)
