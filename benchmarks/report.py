@@ -10,6 +10,8 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+
 from benchmarks.paper import defense, fig6
 from benchmarks.paper.all import FIGURES
 from benchmarks.paper.defense_cases import rows_of_cifar10, rows_of_digits, rows_of_sklearn
@@ -53,7 +55,8 @@ def section(figure: Figure, results: Sequence[Result], folder: Path) -> Iterator
         yield markdown(table(figure, scale, own))
         if own:
             yield effort(own)
-            drawn = plot(figure, own, folder / f"{figure.name}_{scale}.png")
+            draw_it = trajectory if figure.by_epoch else plot
+            drawn = draw_it(figure, own, folder / f"{figure.name}_{scale}.png")
             if drawn is not None:
                 yield f"![{figure.title}]({folder.name}/{drawn.name})"
         yield from (" ".join(note) for note in [figure.notes.get(scale)] if note)
@@ -92,6 +95,30 @@ def plot(figure: Figure, own: Sequence[Result], path: Path) -> Path | None:
         axes.set_xscale("log")
     axes.set(xlabel=figure.axis, ylabel=figure.value.replace("_", " "))
     axes.legend(fontsize="small")
+    return saved(shown, path)
+
+
+def trajectory(figure: Figure, own: Sequence[Result], path: Path) -> Path:
+    """Draw accuracy and loss of each epoch, means over seeds with their deviation."""
+    import matplotlib.pyplot as plt
+
+    shown, panels = plt.subplots(1, 2, figsize=(8, 3.2), layout="constrained")
+    curves = (("accuracies", figure.unit, "accuracy"), ("losses", 1.0, "training loss"))
+    for axes, (name, unit, label) in zip(panels, curves, strict=True):
+        for row in dict.fromkeys(each["row"] for each in own):
+            runs = unit * np.array([each[name] for each in own if each["row"] == row])
+            epochs, mean, spread = range(1, 1 + runs.shape[1]), runs.mean(0), runs.std(0)
+            axes.plot(epochs, mean, marker=".", label=row)
+            axes.fill_between(epochs, mean - spread, mean + spread, alpha=0.2)
+        axes.set(xlabel="epoch", ylabel=label)
+    panels[0].legend(fontsize="small")
+    return saved(shown, path)
+
+
+def saved(shown: Any, path: Path) -> Path:
+    """Write a picture to its file, and return the file."""
+    import matplotlib.pyplot as plt
+
     path.parent.mkdir(parents=True, exist_ok=True)
     shown.savefig(path, dpi=100)
     plt.close(shown)

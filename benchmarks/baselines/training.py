@@ -40,6 +40,7 @@ def train(
     schedule: str = "cosine",
     seed: int,
     max_steps: int | None = None,
+    on_epoch: Callable[[], object] | None = None,
 ) -> list[float]:
     """Train a module in place, by SGD along what a rule calls its gradient.
 
@@ -60,6 +61,8 @@ def train(
         they were.
     max_steps : int, default=None
         Where to stop before all epochs are done; the cosine ends there too.
+    on_epoch : callable, default=None
+        Called after each epoch.
 
     Returns
     -------
@@ -93,6 +96,8 @@ def train(
                 scheduler.step()
             losses.append(total / len(batches))
             n_steps -= len(batches)
+            if on_epoch is not None:
+                on_epoch()
     return losses
 
 

@@ -10,9 +10,11 @@ from benchmarks.paper import (
     fig4,
     fig5,
     fig_a3,
+    fig_a4,
     fig_a5,
     fig_a6,
     table1,
+    table_a1,
     table_a2,
     table_a3,
 )
@@ -22,7 +24,7 @@ FIGURES = [
     each.FIGURE
     for each in (
         *(fig1d, fig2, fig3, fig4, fig5, table1),
-        *(table_a2, table_a3, fig_a3, fig_a5, fig_a6),
+        *(table_a1, table_a2, table_a3, fig_a3, fig_a4, fig_a5, fig_a6),
     )
 ]
 

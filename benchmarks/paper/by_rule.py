@@ -40,11 +40,18 @@ class ByRule:
         start = time.perf_counter()
         rule = self.rule(module, images, seed)
         given = {**RECIPE, "epochs": 1, **self.settings}
-        losses = train(module, images.X, images.y, rule, **given, seed=seed)
+        accuracies: list[float] = []
+
+        def test() -> None:
+            accuracies.append(accuracy(module, images.X_test, images.y_test))
+
+        losses = train(module, images.X, images.y, rule, **given, seed=seed, on_epoch=test)
         seconds = time.perf_counter() - start
         return {
-            "accuracy": accuracy(module, images.X_test, images.y_test),
+            "accuracy": accuracies[-1],
             "train_loss": losses[-1],
+            "accuracies": accuracies,
+            "losses": losses,
             "queries": None,
             "seconds": round(seconds, 2),
         }

@@ -18,8 +18,10 @@ import numpy as np
 import torch
 from sklearn.datasets import load_digits
 from sklearn.model_selection import train_test_split
+from skorch.callbacks import Callback
 from torch import nn
 
+from benchmarks.baselines.training import accuracy
 from benchmarks.records import Result, once
 from benchmarks.speed.measure import numbers, print_table
 from benchmarks.speed.problems import built, n_parameters
@@ -78,6 +80,24 @@ class Method(Protocol):
         ...
 
 
+class Tested(Callback):
+    """Tests the module after each epoch, into the history, which a checkpoint keeps.
+
+    Parameters
+    ----------
+    images : Images
+        What it is tested on.
+    """
+
+    def __init__(self, images: Images):
+        self.images = images
+
+    def on_epoch_end(self, net: Any, **kwargs: Any) -> None:
+        """Test it."""
+        images = self.images
+        net.history.record("accuracy", accuracy(net.module_, images.X_test, images.y_test))
+
+
 @dataclass(frozen=True)
 class ByQueries:
     """A fit of ZOClassifier.
@@ -100,12 +120,16 @@ class ByQueries:
         given = {**RECIPE, "max_epochs": 1, **self.settings}
         given |= {f"optimizer__{name}": given.pop(name) for name in ("momentum", "weight_decay")}
         start = time.perf_counter()
-        model = ZOClassifier(module, **given, device=device, random_state=seed)
-        model.fit(images.X, images.y)
+        callbacks = [Tested(images)]
+        model = ZOClassifier(
+            module, **given, device=device, random_state=seed, callbacks=callbacks
+        ).fit(images.X, images.y)
         seconds = time.perf_counter() - start
         return {
             "accuracy": model.score(images.X_test, images.y_test),
             "train_loss": model.loss_curve_[-1],
+            "accuracies": model.history_[:, "accuracy"],
+            "losses": model.loss_curve_,
             "queries": model.n_queries_,
             "steps": model.net_.zo_step.n_steps,
             "seconds": round(seconds, 2),
@@ -162,6 +186,8 @@ class Figure:
         By what it is multiplied where it is shown.
     notes : mapping from str to tuple of str
         By scale, how it differs from the paper, and what it says.
+    by_epoch : bool, default=False
+        Whether the report draws accuracy and loss of each epoch, not the value at each place.
     """
 
     name: str
@@ -172,6 +198,7 @@ class Figure:
     value: str = "accuracy"
     unit: float = 100.0
     notes: Mapping[str, tuple[str, ...]] = field(default_factory=dict)
+    by_epoch: bool = False
 
     @property
     def label(self) -> str:
