@@ -87,7 +87,14 @@ BY_BATCH = {"sparsity": 0.99, "mask_interval": "batch"}
 # Rprop steps by signs alone, each coordinate by its own width: with all samples in each batch they
 # are not noise, and few steps do much. Its widths do not fall with a schedule.
 RPROP = {"optimizer": torch.optim.Rprop, "lr_schedule": "constant", "batch_size": None}
-ADAM = {"optimizer": torch.optim.Adam, "sparsity": 0.9, "mask_interval": "batch", "update": "all"}
+# A new set for each batch, and Adam, which goes on moving what is not asked this time.
+ADAM = {
+    "optimizer": torch.optim.Adam,
+    "optimizer__betas": (0.9, 0.99),
+    "sparsity": 0.9,
+    "mask_interval": "batch",
+    "update": "all",
+}
 
 METHODS = {
     "zoestim CGE": Method(fit, rates(1.0, 0.1, 0.3, 3.0, sparsity=0)),
@@ -99,7 +106,9 @@ METHODS = {
     "zoestim CGE 90 % + Rprop": Method(
         fit, rates(0.05, 0.01, 0.02, 0.1, sparsity=0.9, mask_interval=5, **RPROP)
     ),
-    "zoestim CGE 90 % + Adam": Method(fit, rates(0.05, 0.01, 0.02, 0.1, **ADAM)),
+    "zoestim CGE 90 % + Adam": Method(
+        fit, [*rates(0.05, 0.02, **ADAM, batch_size=None), *rates(0.05, 0.02, **ADAM)]
+    ),
     "zoestim CGE 99 % by batch": Method(
         fit, [*rates(3.0, 0.3, 1.0, **BY_BATCH), {**BY_BATCH, "lr": 3.0, "batch_size": None}]
     ),
