@@ -119,9 +119,7 @@ METHODS = {
             {**BY_BATCH, "update": "all", "lr": 1.0, "batch_size": None},
         ],
     ),
-    "zoestim RGE 16": Method(
-        fit, [*rates(0.01, 0.003, 0.03, **RGE), {**RGE, "lr": 0.01, "batch_size": None}]
-    ),
+    "zoestim RGE 16": Method(fit, rates(0.01, 0.003, 0.03, 0.1, **RGE)),
     "zoestim RGE 16 then CGE": Method(
         rge_then_cge,
         [
