@@ -45,6 +45,8 @@ ALLOWED: dict[str, set[str]] = {
     "_explain": {"evaluation", "propagation"},
     "_figure": set(),
     "_display": {"_figure", "certification"},
+    "_fitted_runs": set(),
+    "_training_display": {"_figure", "_fitted_runs"},
     "_rollouts": {"solvers"},
     "_rollout_fields": set(),
     "_rollout_panels": {"_figure"},

@@ -12,6 +12,7 @@ from zoestim._regressor import ZORegressor
 from zoestim._rollout_display import RolloutDisplay
 from zoestim._smoothing import SmoothingSuggestion, suggest_smoothing
 from zoestim._solver_in_the_loop import SolverInTheLoop
+from zoestim._training_display import TrainingDisplay
 from zoestim.certification import certify_counts, clopper_pearson_lower, max_certifiable_radius
 from zoestim.evaluation import BlackBox, FeatureReuseWarning, QueryError
 
@@ -29,6 +30,7 @@ __all__ = [
     "RolloutDisplay",
     "SmoothingSuggestion",
     "SolverInTheLoop",
+    "TrainingDisplay",
     "ZOClassifier",
     "ZODenoiserDefense",
     "ZORegressor",
