@@ -47,6 +47,7 @@ ALLOWED: dict[str, set[str]] = {
     "_display": {"_figure", "certification"},
     "_fitted_runs": set(),
     "_training_display": {"_figure", "_fitted_runs"},
+    "_layer_ratios_display": {"_figure", "_fitted_runs"},
     "_rollouts": {"solvers"},
     "_rollout_fields": set(),
     "_rollout_panels": {"_figure"},
