@@ -48,6 +48,7 @@ ALLOWED: dict[str, set[str]] = {
     "_fitted_runs": set(),
     "_training_display": {"_figure", "_fitted_runs"},
     "_layer_ratios_display": {"_figure", "_fitted_runs"},
+    "_gradient_error_display": {"_asked", "_estimate", "_figure", "evaluation", "gradients"},
     "_rollouts": {"solvers"},
     "_rollout_fields": set(),
     "_rollout_panels": {"_figure"},

@@ -6,6 +6,7 @@ from zoestim._display import CertifiedAccuracyDisplay
 from zoestim._error_curve_display import ErrorCurveDisplay
 from zoestim._estimate import GradientEstimate, estimate_gradient
 from zoestim._explain import Explanation, explain
+from zoestim._gradient_error_display import GradientErrorDisplay
 from zoestim._layer_ratios_display import LayerRatiosDisplay
 from zoestim._load import load
 from zoestim._loop_score import CorrectionWorseThanSolverWarning
@@ -26,6 +27,7 @@ __all__ = [
     "ErrorCurveDisplay",
     "Explanation",
     "FeatureReuseWarning",
+    "GradientErrorDisplay",
     "GradientEstimate",
     "LayerRatiosDisplay",
     "QueryError",
