@@ -115,8 +115,8 @@ class GradientErrorDisplay:
         if not set(cosines) <= set(errors):
             raise ValueError(f"cosines are of {list(cosines)}; expected some of {list(errors)}.")
         panels = Panels.of(ax, "GradientErrorDisplay.plot", second=bool(cosines))
-        self.ax_, self.cosine_ax_ = panels.first, panels.second if cosines else None
-        self.figure_ = self.ax_.figure
+        self.ax_, self.figure_ = panels.first, panels.first.figure
+        self.cosine_ax_ = panels.second if cosines else None
         self.lines_: dict[str, Any] = {}
         self.cosine_lines_: dict[str, Any] = {}
         self.minima_: dict[str, Any] = {}
@@ -129,14 +129,14 @@ class GradientErrorDisplay:
                 (self.minima_[name],) = self.ax_.plot(steps[best], curve[best], **dot)
             if name in cosines:
                 style = {"label": f"{name}, cosine", "linestyle": "--", "color": color, **kwargs}
-                (self.cosine_lines_[name],) = self.cosine_ax_.plot(steps, cosines[name], **style)
+                (self.cosine_lines_[name],) = panels.second.plot(steps, cosines[name], **style)
         self.ax_.set(ylabel="Relative error", xscale="log")
         if self.minima_:  # else there is nothing that a logarithmic scale could show
             self.ax_.set_yscale("log")
-        if self.cosine_ax_ is not None:
+        if cosines:
             lowest = min((float(np.nanmin(c)) for c in cosines.values() if _any(c)), default=0.0)
             low = min(0.0, lowest - 0.05)
-            self.cosine_ax_.set(ylabel="Cosine", xscale="log", ylim=(low, 1.05))
+            panels.second.set(ylabel="Cosine", xscale="log", ylim=(low, 1.05))
         panels.finish("Smoothing, in units of the parameters")
         return self
 
@@ -203,7 +203,8 @@ class GradientErrorDisplay:
         Raises
         ------
         QueryError
-            If a query fails at every step; at some, the curve has gaps there.
+            If a query fails at every step. At some, the curve has gaps there: as where a step is
+            lost in the rounding of a parameter, or so long that the loss overflows.
         TypeError, ValueError
             If an argument cannot be used, or there is no reference: the module has a black box,
             the loss does not depend on the parameters, or the gradient is zero.
@@ -303,7 +304,7 @@ def _compared(
     for i, step in enumerate(steps):
         try:
             found = estimate(float(step))
-        except QueryError as error:  # as where a step is so long that the loss overflows
+        except QueryError as error:
             failure = error
             continue
         errors[i] = np.linalg.norm(found - reference) / norm

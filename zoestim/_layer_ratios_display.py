@@ -96,13 +96,13 @@ class LayerRatiosDisplay:
         for number, name in enumerate(self.ratios):
             self._draw(name, number, kwargs)
         self.ax_.set(
-            xlabel="Fraction of weights that an estimate queries",
             xlim=(0, ROOM),
             xticks=np.linspace(0, 1, 5),
             yticks=range(len(self.layers_)),
             yticklabels=self.layers_,
             ylim=(len(self.layers_) - 0.5, -0.5),
         )
+        self.ax_.set_xlabel("Fraction of weights that an estimate queries", x=0.5 / ROOM)
         self.ax_.spines[["top", "right"]].set_visible(False)
         self.ax_.spines["bottom"].set_bounds(0, 1)
         self.ax_.legend(loc="lower left", bbox_to_anchor=(0, 1), frameon=False, borderaxespad=0.2)

@@ -126,8 +126,8 @@ class TrainingDisplay:
         places = {name: _places(name, rows, x) for name, rows in runs.items()}
         self.score_ = _chosen(runs, score)
         panels = Panels.of(ax, "TrainingDisplay.plot", second=self.score_ is not None)
-        self.ax_, self.score_ax_ = panels.first, panels.second if self.score_ else None
-        self.figure_ = self.ax_.figure
+        self.ax_, self.figure_ = panels.first, panels.first.figure
+        self.score_ax_: Any = panels.second if self.score_ is not None else None
         self.lines_: dict[str, Any] = {}
         self.validation_lines_: dict[str, Any] = {}
         self.score_lines_: dict[str, Any] = {}
