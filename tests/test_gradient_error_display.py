@@ -158,6 +158,12 @@ def test_a_reference_can_be_given_for_a_black_box():
         draw(box)
 
 
+@pytest.mark.parametrize("dtype", [torch.float64, torch.float32])
+def test_layers_that_draw_draw_the_same_for_the_reference(dtype):
+    module = nn.Sequential(net(dtype)[0], nn.BatchNorm1d(4), nn.Dropout(), net(dtype)[2]).to(dtype)
+    assert draw(module, smoothings=[1e-4]).errors["forward"][0] < 1e-2
+
+
 def test_a_parameter_without_influence_has_no_gradient():
     module = net()
     module.register_parameter("idle", nn.Parameter(torch.ones(2, dtype=torch.float64)))
