@@ -1,9 +1,10 @@
-"""One thread for every test, and the fixture that watches the global generators."""
+"""One thread for every test, and what tests of several files do around theirs."""
 
 import os
 
 os.environ.setdefault("OMP_NUM_THREADS", "1")
 
+import builtins
 import random
 from collections.abc import Iterator
 
@@ -32,3 +33,29 @@ def global_rng_untouched() -> Iterator[None]:
     touched = [name for name, state in global_rng_states().items() if state != before[name]]
     if touched:
         pytest.fail(f"Global generators were touched: {', '.join(touched)}.")
+
+
+@pytest.fixture
+def no_window() -> Iterator[None]:
+    """Draw into memory, and close all figures after the test."""
+    matplotlib = pytest.importorskip("matplotlib")
+    from matplotlib import pyplot
+
+    backend = matplotlib.get_backend()
+    pyplot.switch_backend("Agg")
+    yield
+    pyplot.close("all")
+    pyplot.switch_backend(backend)
+
+
+@pytest.fixture
+def without_matplotlib(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Let imports fail as where matplotlib is not installed."""
+    real = builtins.__import__
+
+    def without(name: str, *given: object) -> object:
+        if name.partition(".")[0] == "matplotlib":
+            raise ImportError(name)
+        return real(name, *given)
+
+    monkeypatch.setattr(builtins, "__import__", without)

@@ -1,7 +1,5 @@
 """The curve of certified accuracy: what is drawn, and by which numbers."""
 
-import builtins
-
 import numpy as np
 import pytest
 from sklearn.utils import Bunch
@@ -10,22 +8,12 @@ from zoestim import CertifiedAccuracyDisplay, max_certifiable_radius
 from zoestim.certification import certified_accuracy
 
 matplotlib = pytest.importorskip("matplotlib")
+pytestmark = pytest.mark.usefixtures("no_window")
 
 Y = ["a", "b", "b", "c", "a"]
 LABEL = ["a", "b", "a", "c", "a"]
 RADIUS = [0.5, 0.25, 0.9, 0.5, 0.0]  # the last one abstained
 CURVE = {"radii": [0.0, 0.25, 0.5], "accuracies": [0.75, 0.75, 0.5]}
-
-
-@pytest.fixture(autouse=True)
-def no_window():
-    from matplotlib import pyplot
-
-    backend = matplotlib.get_backend()
-    pyplot.switch_backend("Agg")
-    yield
-    pyplot.close("all")
-    pyplot.switch_backend(backend)
 
 
 class Stub:
@@ -147,14 +135,6 @@ def test_an_estimator_that_does_not_certify_is_refused():
         CertifiedAccuracyDisplay.from_estimator(object(), [[0.0]], [0])
 
 
-def test_without_matplotlib_it_says_what_to_install(monkeypatch):
-    real = builtins.__import__
-
-    def without(name, *given):
-        if name.partition(".")[0] == "matplotlib":
-            raise ImportError(name)
-        return real(name, *given)
-
-    monkeypatch.setattr(builtins, "__import__", without)
+def test_without_matplotlib_it_says_what_to_install(without_matplotlib):
     with pytest.raises(ImportError, match=r'pip install "zoestim\[plot\]"'):
         CertifiedAccuracyDisplay(**CURVE).plot()

@@ -1,7 +1,5 @@
 """Frames and errors of roll-outs: what is drawn, of which numbers, and where some diverged."""
 
-import builtins
-
 import numpy as np
 import pytest
 
@@ -14,15 +12,9 @@ N, STEPS = 4, 6
 
 
 @pytest.fixture(autouse=True)
-def no_window():
-    from matplotlib import pyplot
-
-    backend = matplotlib.get_backend()
-    pyplot.switch_backend("Agg")
+def small_figures(no_window):
     with matplotlib.rc_context({"figure.dpi": 30}):
         yield
-    pyplot.close("all")
-    pyplot.switch_backend(backend)
 
 
 class Stub:
@@ -578,18 +570,10 @@ def test_an_estimator_that_does_not_predict_is_refused(display):
 
 
 @pytest.mark.parametrize("asker", ["RolloutDisplay.plot", "RolloutDisplay.animate", "ErrorCurve"])
-def test_without_matplotlib_it_says_what_to_install(monkeypatch, asker):
-    real = builtins.__import__
-
-    def without(name, *given):
-        if name.partition(".")[0] == "matplotlib":
-            raise ImportError(name)
-        return real(name, *given)
-
+def test_without_matplotlib_it_says_what_to_install(without_matplotlib, asker):
     field = np.zeros((3, 4, 4))
     rollout = RolloutDisplay(reference=field, predictions={"x": field})
     curve = ErrorCurveDisplay(errors={"x": field[0]})
     draw = {"RolloutDisplay.plot": rollout.plot, "RolloutDisplay.animate": rollout.animate}
-    monkeypatch.setattr(builtins, "__import__", without)
     with pytest.raises(ImportError, match=asker + r'.* pip install "zoestim\[plot\]"'):
         draw.get(asker, curve.plot)()

@@ -6,7 +6,7 @@ from typing import Any
 
 import numpy as np
 
-from zoestim._figure import import_pyplot
+from zoestim._figure import make_ax
 from zoestim.certification import (
     average_certified_radius,
     certified_accuracy,
@@ -94,8 +94,7 @@ class CertifiedAccuracyDisplay:
         ImportError
             If matplotlib is not installed.
         """
-        if ax is None:
-            _, ax = import_pyplot("CertifiedAccuracyDisplay.plot").subplots()
+        ax = make_ax(ax, "CertifiedAccuracyDisplay.plot")
         x, y = np.append(self.radii, self.radii[-1]), np.append(self.accuracies, 0.0)
         # A radius counts at itself, so that a step has the height of its right end.
         style = {"drawstyle": "steps-pre", "label": self._label(name), **kwargs}

@@ -7,7 +7,7 @@ from typing import Any
 
 import numpy as np
 
-from zoestim._figure import import_pyplot
+from zoestim._figure import make_ax
 from zoestim._rollout_panels import error_scale
 from zoestim._rollouts import SOLVER, as_named, number_of_steps, predict_both, step_errors
 
@@ -96,8 +96,7 @@ class ErrorCurveDisplay:
         """
         if band not in BANDS:
             raise ValueError(f"band must be 'standard_error', 'quartiles' or None; got {band!r}.")
-        if ax is None:
-            _, ax = import_pyplot("ErrorCurveDisplay.plot").subplots(layout="constrained")
+        ax = make_ax(ax, "ErrorCurveDisplay.plot")
         self.ax_, self.figure_ = ax, ax.figure
         curves = _as_curves(self.errors)
         self.lines_: dict[str, Any] = {}
