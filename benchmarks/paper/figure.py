@@ -325,7 +325,8 @@ def entry(figure: Figure, own: Sequence[Result], paper: float | None) -> str:
     values = [figure.unit * each[figure.value] for each in own]
     text = "missing" if not values else f"{statistics.mean(values):.4g}"
     if len(values) > 1:
-        text += f" ± {statistics.stdev(values):.2g}"
+        spread = statistics.stdev(values)
+        text += f" ± {spread:.2g}" if spread < 10 else f" ± {spread:.0f}"
     return text if paper is None else f"{text} ({paper:g})"
 
 

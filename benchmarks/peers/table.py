@@ -15,11 +15,11 @@ def by_budget(results: Sequence[Result]) -> list[Line]:
 
     The best accuracy and the lowest loss of a column have a star; backprop takes no part.
     """
-    columns = {f"{r['case']} {r['budget']:,}": (r["case"], r["budget"]) for r in results}
     lines = {row: {"row": row} for row in rows_of(results)}
-    for name, (task, budget) in columns.items():
+    for task, budget in sorted({(r["case"], r["budget"]) for r in results}):
         own = [r for r in results if (r["case"], r["budget"]) == (task, budget)]
-        fill(lines, name, {row: [r for r in own if r["row"] == row] for row in lines})
+        found = {row: [r for r in own if r["row"] == row] for row in lines}
+        fill(lines, f"{task} {budget:,}", found)
     return list(lines.values())
 
 
